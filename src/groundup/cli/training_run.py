@@ -1,0 +1,185 @@
+"""What ``demo`` and ``pretrain`` share: from a recipe to a trained, evaluated and reported run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from groundup.cli.arguments import print_config, recipe_arguments
+from groundup.config import Given, build, find_recipe, parse_recipe_flags, read_recipe
+from groundup.runtime import UsageError, say, write_json
+from groundup.runtime.console import clock, quantity
+from groundup.training import PretrainRecipe
+from groundup.training.run import RunFolder, resolved
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from groundup.evaluation import BitsPerByte
+    from groundup.model import Transformer
+    from groundup.tokenizer import Tokenizer
+    from groundup.training import Pretraining
+
+
+def given_by(
+    arguments: Sequence[str], command: str, description: str, *, default_recipe: str | None = None
+) -> Given | None:
+    """The recipe's keys under the flags' keys.
+
+    Returns:
+        None when ``--print-config`` has printed what it came to.
+
+    Raises:
+        UsageError: no recipe is named where one is needed, or something in it is wrong.
+    """
+    wants_config = any(word in ("--print-config", "--print_config") for word in arguments)
+    words = [word for word in arguments if word not in ("--print-config", "--print_config")]
+    name, flags = recipe_arguments(words)
+    from_flags = parse_recipe_flags(flags, PretrainRecipe, command, description)
+    if default_recipe is not None and name is not None:
+        raise UsageError(
+            f"groundup {command} takes no recipe, but got {name}. Use --data {name} for a text, or groundup pretrain."
+        )
+    name = name or default_recipe
+    given = from_flags.over(read_recipe(find_recipe(name), PretrainRecipe)) if name else from_flags
+    if wants_config:
+        recipe = build(PretrainRecipe, given.values, given.sources)
+        print_config(resolved(recipe, given.values))
+        return None
+    return given
+
+
+def run(given: Given) -> RunFolder | None:
+    """Prepare, plan, train, evaluate and report.
+
+    Returns:
+        The run folder; None when training was stopped before its end.
+    """
+    from groundup.training import plan_pretraining, pretrain
+    from groundup.training.pretraining import Hooks
+
+    started = time.monotonic()
+    planned = plan_pretraining(given)
+    _say_text(planned)
+    _announce(planned)
+    model, done = pretrain(planned, Hooks(evaluate=held_out_loss, sample=samples))
+    if not done.finished:
+        say(f"Stopped and saved. The same command goes on from there; the run is in {done.run.path}.")
+        return None
+    say(f"Trained; {clock(time.monotonic() - started)} so far in this sitting.")
+    conclude(model, done)
+    return done.run
+
+
+def held_out_loss(model: Transformer, pretraining: Pretraining, *, whole: bool = False) -> BitsPerByte:
+    """Loss and bits per byte on the held-out text.
+
+    Args:
+        whole: all of it in windows that overlap by half, for the final figure; otherwise its first ``eval_tokens`` in
+            windows
+            side by side, which is four times cheaper and a little pessimistic.
+    """
+    from groundup.evaluation import bits_per_byte, model_scorer
+
+    recipe, prepared = pretraining.recipe, pretraining.prepared
+    context = recipe.model.context_length
+    precision = "float32" if recipe.precision == "auto" else recipe.precision
+    limit = prepared.val.n_tokens if whole else min(recipe.eval_tokens, prepared.val.n_tokens)
+    return bits_per_byte(
+        model_scorer(model, pretraining.device, precision),
+        prepared.val.read(0, limit),
+        token_lengths(prepared.tokenizer),
+        context,
+        start_id=prepared.tokenizer.end_of_text_id or 0,
+        stride=None if whole else context,
+        show_progress=whole,
+    )
+
+
+def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes each token stands for, 0 for special tokens; shape [vocab_size]."""
+    import numpy as np
+
+    special = set(tokenizer.special_tokens.values())
+    return np.array(
+        [0 if i in special else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)],
+        dtype=np.int64,
+    )
+
+
+def samples(model: Transformer, pretraining: Pretraining, step: int) -> list[dict[str, Any]]:
+    """What the model writes now: each prompt continued at each temperature, the same seeds every time."""
+    from groundup.inference import LanguageModel
+
+    wanted = pretraining.recipe.sample
+    lm = LanguageModel(model, pretraining.prepared.tokenizer)
+    prompts = wanted.prompts or [_opening(next(pretraining.prepared.texts("val"), ""))]
+    return [
+        {"step": step, "temperature": temperature, "prompt": prompt, "text": text}
+        for temperature in wanted.temperatures
+        for prompt, text in zip(
+            prompts,
+            lm.generate(prompts, max_tokens=wanted.max_tokens, temperature=temperature, seed=pretraining.recipe.seed),
+            strict=True,
+        )
+    ]
+
+
+def _opening(text: str) -> str:
+    """The first lines of a document, cut at a line or word end: something to continue."""
+    opening = text.lstrip()[:120]
+    for cut in ("\n", " "):
+        if cut in opening[20:]:
+            return opening[: opening.rindex(cut)]
+    return opening
+
+
+def conclude(model: Transformer, done: Pretraining) -> None:
+    """Measure the finished model on all of the held-out text beside gzip, xz and the 6-gram, and write the report."""
+    from groundup.evaluation import compare
+    from groundup.report import console_table, write_report
+
+    evaluation = done.run.path / "evaluation.json"
+    if not evaluation.is_file():
+        measured = held_out_loss(model, done, whole=True)
+        row = {
+            "name": f"this model ({quantity(model.parameter_count())} parameters)",
+            "bits_per_byte": measured.bits_per_byte,
+            "seconds": measured.seconds,
+            "note": f"windows of {done.recipe.model.context_length} tokens, half of each as context",
+        }
+        prepared = done.prepared
+        write_json(evaluation, compare(row, prepared.text_bytes("train"), prepared.text_bytes("val")))
+    report = write_report(done.run.path)
+    say()
+    say(console_table(done.run.path))
+    say(f"Report: {report}")
+
+
+def _say_text(planned: Pretraining) -> None:
+    prepared = planned.prepared
+    say(
+        f"Text: {quantity(prepared.train.n_bytes)} bytes in {prepared.train.n_documents:,} documents to train on, "
+        f"{quantity(prepared.val.n_bytes)} bytes in {prepared.val.n_documents:,} held out; "
+        f"{prepared.tokenizer.vocab_size:,} tokens, {prepared.train.n_bytes / prepared.train.n_tokens:.2f} bytes each."
+    )
+
+
+def _announce(planned: Pretraining) -> None:
+    from rich.table import Table
+
+    table = Table(title="The plan", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    section = ""
+    for row in planned.plan_rows():
+        shown, section = (row["section"] if row["section"] != section else ""), row["section"]
+        table.add_row(shown, row["key"], _show(row["value"]), row["why"])
+    say(table)
+    say("Any of these can be set: --depth, --learning-rate, --batch-tokens …  --print-config shows every key.")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}"
+    return quantity(value) if isinstance(value, float) and abs(value) >= 1 else str(value)

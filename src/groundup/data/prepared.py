@@ -1,0 +1,123 @@
+"""A prepared corpus on the disk: token shards, their texts, the tokenizer, and how it came about."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundup.data.document import Document
+from groundup.data.shards import TokenSet
+from groundup.runtime import GroundupError, os_errors, read_json
+from groundup.tokenizer import Tokenizer
+
+FORMAT = "groundup prepared corpus"
+VERSION = 1
+PARTS = ("train", "val")
+STATS = "stats.json"
+DOCUMENTS = "documents.jsonl.gz"
+DROPPED = "dropped.jsonl"
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A corpus ready for training.
+
+    Args:
+        folder: where it lies.
+        tokenizer: the one its tokens were made with.
+        train: the tokens to train on.
+        val: the tokens held out.
+        stats: documents and bytes at each stage, what was dropped, seconds, bytes per token, the way of the
+            split.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer
+    train: TokenSet
+    val: TokenSet
+    stats: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, verify: bool = False) -> PreparedData:
+        """Open a prepared corpus.
+
+        Args:
+            folder: what :func:`groundup.data.prepare` wrote.
+            verify: whether to compare every token shard with its SHA-256.
+
+        Raises:
+            GroundupError: it is not one, or a file of it is missing or damaged.
+        """
+        folder = Path(folder)
+        stats = read_stats(folder)
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        train, val = (TokenSet.open(folder / part, verify, tokenizer) for part in PARTS)
+        return cls(folder, tokenizer, train, val, stats)
+
+    def texts(self, part: str) -> Iterator[str]:
+        """The texts of ``"train"`` or ``"val"``, document by document, in the order of the tokens."""
+        return (document.text for document in self.documents(part))
+
+    def documents(self, part: str) -> Iterator[Document]:
+        """The documents of ``"train"`` or ``"val"``, in the order of the tokens.
+
+        Raises:
+            GroundupError: the file of documents is missing or damaged.
+        """
+        if part not in PARTS:
+            raise ValueError(f"part {part!r}: there are {' and '.join(PARTS)}")
+        return read_documents(self.folder / part / DOCUMENTS)
+
+    def text_bytes(self, part: str) -> bytes:
+        """The text of ``"train"`` or ``"val"`` as UTF-8, nothing between documents: ``n_bytes`` bytes."""
+        return b"".join(text.encode() for text in self.texts(part))
+
+
+def read_stats(folder: Path) -> dict[str, Any]:
+    """The ``stats.json`` of a prepared corpus.
+
+    Raises:
+        GroundupError: ``folder`` holds no prepared corpus, or one of another version.
+    """
+    path = folder / STATS
+    if not path.is_file():
+        raise GroundupError(f"{folder}: no prepared corpus (there is no {STATS}). Make one with: groundup data prepare")
+    stats = read_json(path, "corpus description")
+    if not isinstance(stats, dict) or stats.get("format") != FORMAT or stats.get("version") != VERSION:
+        raise GroundupError(f"{path}: not a prepared corpus of this version of groundup. Prepare the data again.")
+    return stats
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> None:
+    """Write documents as compressed JSON lines, the same bytes for the same documents."""
+    # Level 1 packs 4 times as fast as the default and takes a fifth more room; no time stamp, so that equal
+    # runs are equal.
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
+        for document in documents:
+            record = {"name": document.name, "text": document.text}
+            if document.group is not None:
+                record["group"] = document.group
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Yield the documents that :func:`write_documents` wrote.
+
+    Raises:
+        GroundupError: the file is missing or damaged.
+    """
+    with os_errors(path, "cannot read"):
+        try:
+            with gzip.open(path, "rb") as file:
+                for line in file:
+                    record = json.loads(line)
+                    yield Document(record["text"], record["name"], record.get("group"))
+        except (EOFError, gzip.BadGzipFile, zlib.error, ValueError, KeyError) as error:
+            raise GroundupError(
+                f"{path}: damaged ({error}). Prepare the data again: delete {path.parent.parent}."
+            ) from error

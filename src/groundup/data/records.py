@@ -1,0 +1,124 @@
+"""Files of records (JSON lines, JSON, CSV, Parquet): each record that holds a text is a document."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from groundup.data.decode import UnreadableFile, decoded, split_stream
+from groundup.data.document import Document, Dropped
+
+TEXT_FIELDS = ("text", "content")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+Skip = Callable[[Dropped], None]
+Record = tuple[int, Any]  # its number in the file, from 1, and what stands there
+
+
+def read_records(path: Path, suffix: str, name: str, skip: Skip) -> Iterator[Document]:
+    """Yield a document per record that holds a text in a field named ``text`` or ``content``.
+
+    Args:
+        path: the file, compressed or not.
+        suffix: its suffix without the compression's, one of ``SUFFIXES``.
+        name: what the documents are called; ``#`` and the record's number are appended.
+        skip: is told of records without a text.
+
+    Raises:
+        UnreadableFile: it is damaged, or no record in it holds a text.
+    """
+    if suffix == ".json":
+        yield from _json_documents(path, name, skip)
+        return
+    readers = {".csv": _csv_records, ".tsv": _csv_records, ".parquet": _parquet_records}
+    yield from _documents(readers.get(suffix, _json_lines)(path), path, name, skip)
+
+
+def _documents(records: Iterator[Record], path: Path, name: str, skip: Skip) -> Iterator[Document]:
+    found, fields = 0, None
+    for number, record in records:
+        text = record if isinstance(record, str) else _text_field(record)
+        if isinstance(text, str):
+            found += 1
+            yield Document(text, f"{name}#{number}")
+            continue
+        fields = fields or (", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__)
+        skip(Dropped(f"{name}#{number}", "no text field"))
+    if not found and fields is not None:
+        wanted = " or ".join(TEXT_FIELDS)
+        detail = (
+            f"no record has a text in a field {wanted} (found: {fields[:120]}). Rename the field that holds the text."
+        )
+        raise UnreadableFile(path, "no text field", detail)
+
+
+def _text_field(record: Any) -> Any:
+    if not isinstance(record, dict):
+        return None
+    return next((record[field] for field in TEXT_FIELDS if isinstance(record.get(field), str)), None)
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(split_stream(decoded(path), "\n"), 1):
+        if not line or line.isspace():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            detail = f"line {number} is not JSON ({error}). Mend or remove that line."
+            raise UnreadableFile(path, "damaged", detail) from error
+
+
+def _json_documents(path: Path, name: str, skip: Skip) -> Iterator[Document]:
+    """A list of records; JSON lines under the wrong suffix; any other JSON is itself the text."""
+    text = "".join(decoded(path))
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise UnreadableFile(path, "damaged", "this JSON is nested too deeply.") from error
+    except ValueError as error:
+        if text.lstrip().startswith("{") and str(error).startswith("Extra data"):
+            yield from _documents(_json_lines(path), path, name, skip)
+            return
+        raise UnreadableFile(path, "damaged", f"not JSON ({error}). Mend it, or rename it to .txt.") from error
+    if isinstance(value, list) and value and all(isinstance(one, (dict, str)) for one in value):
+        yield from _documents(enumerate(value, 1), path, name, skip)
+    elif value:
+        yield Document(text, name)
+
+
+def _csv_records(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(sys.maxsize)  # a document is longer than the 128 KB that csv takes for a sane field
+    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    lines = (line + "\n" for line in split_stream(decoded(path), "\n"))  # a quoted field keeps its blank lines
+    try:
+        yield from enumerate(csv.DictReader(lines, delimiter=delimiter), 1)
+    except csv.Error as error:
+        raise UnreadableFile(path, "damaged", f"not {delimiter!r}-separated values ({error}).") from error
+
+
+def _parquet_records(path: Path) -> Iterator[Record]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        detail = "reading parquet needs pyarrow. Install it with: pip install 'groundup[data]'"
+        raise UnreadableFile(path, "parquet needs groundup[data]", detail) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            columns = [field for field in TEXT_FIELDS if field in names]
+            if not columns:
+                yield 1, dict.fromkeys(names)
+                return
+            number = 0
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UnreadableFile(path, "damaged", f"not a whole parquet file ({error}). Download it again.") from error

@@ -1,0 +1,29 @@
+"""Optimizers and schedules.
+
+Read in this order: config.py (the recipe's optim section), groups.py (which parameter gets which treatment, and where a
+further optimizer
+would be added), muon.py (the optimizer PyTorch's users bring themselves), schedule.py (the learning rate over a run).
+
+This room knows parameters and gradients, never models, data or losses.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from groundup.optim.config import OptimConfig
+from groundup.optim.schedule import Horizon, learning_rate_factor
+
+if TYPE_CHECKING:
+    from groundup.optim.groups import build_optimizers
+    from groundup.optim.muon import Muon
+
+__all__ = ["Horizon", "Muon", "OptimConfig", "build_optimizers", "learning_rate_factor"]
+
+_LAZY = {"Muon": "muon", "build_optimizers": "groups"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

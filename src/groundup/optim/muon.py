@@ -1,0 +1,99 @@
+"""Muon: momentum whose update is made orthogonal (Jordan et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Quintic coefficients of Jordan et al. 2024: slope at zero as steep as it can be while the iteration stays within about
+# [0.7, 1.2].
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalize(g_NRC: Tensor, steps: int = 5) -> Tensor:
+    """Push the singular values of each matrix towards 1 by a Newton-Schulz iteration.
+
+    Args:
+        g_NRC: a stack of N matrices of equal shape.
+        steps: iterations; five bring the singular values to about 0.7 … 1.2, which is all that training needs.
+
+    Returns:
+        float32, same shape: approximately U V^T of each matrix's singular value decomposition.
+    """
+    x = g_NRC.float()
+    wide = x.shape[-2] <= x.shape[-1]
+    if not wide:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = _A * x + torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices, with decoupled weight decay and updates scaled to AdamW's typical size.
+
+    The scale 0.2 sqrt(max(rows, columns)) is that of Liu et al. 2025 ("Muon is Scalable for LLM Training", section
+    2.2): it makes the
+    root mean square of an update that of AdamW, so learning rate and weight decay carry over. Matrices of equal shape
+    are updated
+    together, as one batched product.
+
+    Args:
+        params: matrices only (two dimensions).
+        lr: learning rate, as for AdamW.
+        momentum: decay of the mean gradient (Nesterov form).
+        weight_decay: decoupled decay.
+
+    Raises:
+        ValueError: a parameter is not a matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim != 2:
+                    raise ValueError(f"Muon updates matrices; got a parameter of shape {list(parameter.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape].append(parameter)
+            for shape, parameters in by_shape.items():
+                self._update(parameters, shape, group)
+        return loss
+
+    def _update(self, parameters: list[Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
+        momentum = group["momentum"]
+        gradients = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            buffer.lerp_(parameter.grad, 1 - momentum)
+            gradients.append(parameter.grad.lerp(buffer, momentum))
+        updates = orthogonalize(torch.stack(gradients))
+        scale = 0.2 * math.sqrt(max(shape))
+        for parameter, update in zip(parameters, updates, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)

@@ -1,0 +1,68 @@
+"""How a person's mistake is told: one line that says what, where, and how to mend it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class GroundupError(Exception):
+    """Something a person can mend. The command line prints the message as one line and exits with ``exit_code``."""
+
+    exit_code = 1
+
+
+class UsageError(GroundupError):
+    """The command, flag or recipe itself is wrong: exit code 2."""
+
+    exit_code = 2
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A `` Did you mean …?`` suffix naming the known word nearest to ``word``, or an empty string.
+
+    Dotted keys are compared whole and by their last part, so ``n_layers`` finds ``model.n_layer``.
+    """
+    import difflib
+
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+        leaves = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(by_leaf), n=1, cutoff=0.6)
+        close = [by_leaf[leaf] for leaf in leaves]
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+_MENDS = {
+    errno.ENOSPC: "no space left on the disk. Free some or choose another --out, then run the same command again",
+    errno.EDQUOT: "the disk quota is used up. Free some or choose another --out, then run the same command again",
+    errno.EACCES: "no permission. Choose a folder you may write to, or change the permissions",
+    errno.EPERM: "not permitted. Choose a folder you may write to, or change the permissions",
+    errno.EROFS: "the file system is read-only. Choose another folder",
+    errno.ENOENT: "no such file or folder. Check the path",
+    errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another path",
+    errno.EISDIR: "this is a folder, a file was expected",
+    errno.ENAMETOOLONG: "the name is too long. Choose a shorter path",
+    errno.EFBIG: "the file would grow past the limit set for it (ulimit -f). Raise the limit or choose another folder",
+    errno.EIO: "the disk reported an error. Check the disk",
+    errno.EMFILE: "too many open files. Raise the limit (ulimit -n)",
+}
+
+
+@contextmanager
+def os_errors(path: str | os.PathLike[str], doing: str = "cannot use") -> Iterator[None]:
+    """Turn an ``OSError`` of the block into one :class:`GroundupError` line that names ``path`` and the mend.
+
+    Args:
+        path: what was being read or written; the error's own file name is preferred when it has one.
+        doing: the verb phrase of the message, such as ``"cannot write"``.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path
+        mend = _MENDS.get(error.errno or 0, error.strerror or str(error))
+        raise GroundupError(f"{doing} {os.fspath(where)}: {mend}.") from error

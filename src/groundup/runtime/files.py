@@ -1,0 +1,170 @@
+"""How anything is written: whole or not at all, and on the disk before it is relied on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from groundup.runtime.errors import GroundupError, os_errors
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the folder's own entries (new names, renames) durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+        GroundupError: the place cannot be written (no space, no permission, …); an older file there is untouched.
+    """
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    with os_errors(path, "cannot write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:
+    """Read a JSON file.
+
+    Args:
+        what: what the file is to a person, for the message ("checkpoint state", "data manifest").
+
+    Raises:
+        GroundupError: it is missing, cut short, or not JSON.
+    """
+    with os_errors(path, f"cannot read {what}"):
+        raw = Path(path).read_bytes()
+    try:
+        return json.loads(raw)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise GroundupError(f"{path}: this {what} is damaged or is not JSON ({error}).") from error
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Build a folder beside ``path`` and rename it into place when the block ends well.
+
+    Every file in it is flushed to the disk before the rename, so that after a crash the folder is whole or absent.
+    A folder that stood at ``path`` is replaced. If the block raises, nothing at ``path`` has changed.
+
+    Raises:
+        GroundupError: the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    with os_errors(path, "cannot write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    with open(os.path.join(folder, name), "rb") as file:
+                        os.fsync(file.fileno())
+                fsync_folder(Path(folder))
+            retired = None
+            if path.exists():
+                retired = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+                os.replace(path, retired)
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+            if retired is not None:
+                shutil.rmtree(retired, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers killed in the middle left in ``folder`` (``.name.xxxx.part`` and ``.name.xxxx.old``)."""
+    if not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        if entry.name.startswith(".") and entry.suffix in (".part", ".old"):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        GroundupError: the file cannot be read.
+    """
+    with os_errors(path, "cannot read"), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path) -> None:
+    """Write ``checksums.json``: the SHA-256 of every other file below ``folder``."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "checksums.json")
+    write_json(folder / "checksums.json", {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
+
+
+def verify_folder(folder: Path) -> None:
+    """Hold a folder against its ``checksums.json``; a folder without one (not ours) passes.
+
+    Raises:
+        GroundupError: a file is missing or its content changed.
+    """
+    if not (folder / "checksums.json").exists():
+        return
+    for name, expected in read_json(folder / "checksums.json", "checksum list").items():
+        path = folder / name
+        if not path.is_file():
+            raise GroundupError(f"{path}: missing, though the checkpoint lists it.")
+        if sha256_file(path) != expected:
+            raise GroundupError(f"{path}: damaged (its SHA-256 is not the one noted when it was written).")
+
+
+@contextmanager
+def folder_lock(folder: Path, doing: str) -> Iterator[None]:
+    """Hold ``folder`` for this process while the block runs; the lock goes with the process, however it ends.
+
+    Raises:
+        GroundupError: another process holds it.
+    """
+    import fcntl
+
+    with os_errors(folder, "cannot write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (held open for the whole block)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise GroundupError(
+                f"{folder}: another process is {doing} here. Wait for it, or choose another --out."
+            ) from error
+        yield

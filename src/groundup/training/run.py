@@ -1,0 +1,118 @@
+"""The run folder: where everything of a run is found again.
+
+recipe.yaml        every key, given or derived, with the reason behind each derived one
+plan.json          the same as a table, with what the model costs; what was derived, and why
+environment.json   versions and machine
+data/              the prepared text: tokenizer, shards, statistics (unless --data is a prepared folder)
+metrics.jsonl      one row per logged step and per evaluation
+samples.jsonl      what the model wrote on the way; samples.md for reading
+horizon.json       the number of steps that a budget of time came to
+checkpoints/       see checkpoint.py
+report.html        see the report room
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from groundup.config import Given, flatten, keys_of, read_recipe, save_recipe
+from groundup.optim import Horizon
+from groundup.runtime import UsageError, read_json, say, write_json
+from groundup.training.recipe import PretrainRecipe
+from groundup.training.scaling import Derived
+
+# Changing one of these makes another run: its weights, its text or its order would not be those of the checkpoint.
+FIXED = ("model.", "tokenizer.", "corpus.", "data", "limit", "seed", "batch_tokens", "optim.optimizer")
+# These choose where and whether to go on, not what is computed.
+NOT_COMPARED = ("out", "resume", "data_dir", "budget", "minutes", "keep")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of one run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics file."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def data(self) -> Path:
+        """The prepared text."""
+        return self.path / "data"
+
+    def saved(self) -> Given | None:
+        """The resolved recipe of the run that is here, or None."""
+        recipe = self.path / "recipe.yaml"
+        return read_recipe(recipe, PretrainRecipe) if recipe.is_file() else None
+
+    def save_recipe(self, values: Mapping[str, Any], derived: list[Derived]) -> None:
+        """Write recipe.yaml, each derived value with its reason."""
+        save_recipe(self.path / "recipe.yaml", values, {entry.key: entry.why for entry in derived})
+
+    def save_plan(self, rows: list[dict[str, Any]], derived: list[Derived]) -> None:
+        """Write plan.json: the table that was shown, and what was derived."""
+        write_json(self.path / "plan.json", {"rows": rows, "derived": [asdict(entry) for entry in derived]})
+
+    def derived(self, given: Given) -> list[Derived]:
+        """What the run that is here derived when it began, less what is now given otherwise."""
+        path = self.path / "plan.json"
+        entries = read_json(path, "plan").get("derived", []) if path.is_file() else []
+        return [Derived(**entry) for entry in entries if entry["key"] not in given.values]
+
+    def horizon(self) -> Horizon | None:
+        """The number of steps a budget of time was turned into, once it was."""
+        path = self.path / "horizon.json"
+        return Horizon(**read_json(path, "horizon")) if path.is_file() else None
+
+    def save_horizon(self, horizon: Horizon) -> None:
+        """Note the horizon durably: steps after this depend on it, and a crash must not change it."""
+        write_json(self.path / "horizon.json", {"steps": horizon.steps, "decay_from": horizon.decay_from})
+
+    def forget_horizon(self) -> None:
+        """The budget has changed: the horizon is to be found anew."""
+        (self.path / "horizon.json").unlink(missing_ok=True)
+
+
+def resume_values(run: RunFolder, given: Given) -> Given | None:
+    """Given values over those of the run that is here; None where there is none.
+
+    Raises:
+        UsageError: a value that cannot change within a run differs, or resuming was refused.
+    """
+    saved = run.saved()
+    if saved is None:
+        return None
+    if given.values.get("resume") is False:
+        raise UsageError(
+            f"{run.path}: already holds a run, and --resume is false. Choose another --out, or remove the folder."
+        )
+    for key, value in given.values.items():
+        before = saved.values.get(key)
+        if key in NOT_COMPARED or value == before or value is None or value == "auto":
+            continue
+        if any(key == fixed or (fixed.endswith(".") and key.startswith(fixed)) for fixed in FIXED):
+            raise UsageError(
+                f"{run.path}: the run here has {key} = {before}, the command says {value}. "
+                "A run cannot change that on the way: choose another --out, or leave it as it was."
+            )
+        say(f"  {key}: was {before}, now {value}")
+    kept = {key: value for key, value in given.values.items() if value is not None and value != "auto"}
+    return Given({**saved.values, **kept}, {**saved.sources, **given.sources})
+
+
+def resolved(recipe: PretrainRecipe, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every recipe key with the value it came to, in the order of the recipe's fields."""
+    keys = keys_of(PretrainRecipe)
+    flat = flatten(asdict(recipe), keys)
+    return {key: flat[key] for key in keys if flat.get(key) is not None or key in values}

@@ -1,0 +1,224 @@
+"""What a run derives when it is not told: each value with the formula it comes from."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from groundup.model import ModelConfig, explain
+from groundup.runtime import UsageError
+from groundup.runtime.console import quantity
+
+TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022, table 3: compute-optimal tokens per parameter
+MAX_EPOCHS = 16.0  # Muennighoff et al. 2023, figure 3: repeats stop paying at about this many passes over the same text
+EFFICIENCY = (
+    0.35  # what a training step of a small model reaches of the measured matrix-product speed; only sizes the plan
+)
+HEAD_DIM = 64  # as in Llama and GPT-2
+MAX_DEPTH = 48
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend: seconds, or floating-point operations, or neither."""
+
+    seconds: float | None = None
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that nobody gave.
+
+    Args:
+        key: its recipe key.
+        value: what it came to.
+        why: the formula and its source, in a few words.
+    """
+
+    key: str
+    value: Any
+    why: str
+
+
+def parse_budget(text: str) -> Budget:
+    """Read ``90s``, ``5m``, ``2h`` or ``2e15flops``.
+
+    Raises:
+        UsageError: it is none of these, or not above zero.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][-+]?\d+)?)\s*(s|m|min|h|flops?)\s*", text)
+    try:
+        amount = float(match.group(1)) if match else 0.0
+    except ValueError:
+        amount = 0.0
+    if match is None or not amount > 0.0 or math.isinf(amount):
+        raise UsageError(f"budget = {text} is not a budget. Give time (90s, 5m, 2h) or compute (2e15flops).")
+    unit = match.group(2)
+    if unit.startswith("flop"):
+        return Budget(flops=amount)
+    return Budget(seconds=amount * {"s": 1, "m": 60, "min": 60, "h": 3600}[unit])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What derivation starts from besides the recipe.
+
+    Args:
+        train_tokens: tokens in the training part.
+        vocab_size: of the tokenizer.
+        flops_per_second: measured speed of matrix products on the device, in the run's precision.
+    """
+
+    train_tokens: int
+    vocab_size: int
+    flops_per_second: float
+
+
+class Plan:
+    """Values given and derived, collected one after the other."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.values: dict[str, Any] = dict(given)
+        self.derived: list[Derived] = []
+
+    def fill(self, key: str, value: Any, why: str) -> Any:
+        """The given value of ``key``; or ``value``, noted as derived."""
+        if self.values.get(key) is None:
+            self.values[key] = value
+            self.derived.append(Derived(key, value, why))
+        return self.values[key]
+
+
+def derive(given: Mapping[str, Any], facts: Facts, budget: Budget) -> Plan:
+    """Fill in the model's shape, the batch, the learning rate and, where it can be known, the number of steps.
+
+    Args:
+        given: dotted recipe keys that a person set.
+        facts: text, vocabulary and machine.
+        budget: time or compute; with neither and no ``max_steps``, the horizon is 20 tokens per parameter.
+
+    Raises:
+        UsageError: a given depth is out of range, or the text is shorter than a sequence.
+    """
+    plan = Plan(given)
+    plan.fill("model.vocab_size", facts.vocab_size, "the tokenizer's")
+    context = plan.fill("model.context_length", *_context_length(facts))
+    if facts.train_tokens <= context:
+        raise UsageError(
+            f"model.context_length = {context}, but the training text has only {facts.train_tokens} tokens. "
+            f"Give more text or a context_length of at most {max(1, facts.train_tokens // 2)}."
+        )
+    _shape(plan, facts, budget)
+    config = ModelConfig.from_dict(
+        {k.removeprefix("model."): v for k, v in plan.values.items() if k.startswith("model.")}
+    )
+    _horizon_and_batch(plan, facts, budget, config)
+    return plan
+
+
+def _context_length(facts: Facts) -> tuple[int, str]:
+    for length in (256, 128, 64, 32, 16, 8):
+        if facts.train_tokens >= 64 * length:
+            return length, "256, or the power of two that 64 sequences of the text can fill"
+    return 8, "the text is tiny"
+
+
+def _compute(facts: Facts, budget: Budget) -> float | None:
+    """The FLOPs of the budget; time is turned into FLOPs by the measured speed."""
+    if budget.flops is not None:
+        return budget.flops
+    return None if budget.seconds is None else budget.seconds * facts.flops_per_second * EFFICIENCY
+
+
+def _shape(plan: Plan, facts: Facts, budget: Budget) -> None:
+    """Depth by the compute-optimal size, width and heads by depth."""
+    given = plan.values
+    if given.get("model.n_layer") is not None:
+        depth, why = int(given["model.n_layer"]), ""
+    elif given.get("depth") is not None:
+        depth, why = int(given["depth"]), "depth"
+    else:
+        depth, why = _depth(facts, budget, int(given["model.vocab_size"]))
+    if not 1 <= depth <= MAX_DEPTH:
+        raise UsageError(f"depth = {depth} must lie between 1 and {MAX_DEPTH}.")
+    plan.fill("model.n_layer", depth, why)
+    heads_given = given.get("model.n_head")
+    width = plan.fill("model.n_embd", _width(depth, heads_given), "64 x depth (nanochat's aspect ratio)")
+    if heads_given is None:
+        heads = next((h for h in range(max(1, round(width / HEAD_DIM)), width + 1) if width % h == 0), 1)
+        plan.fill("model.n_head", heads, f"heads of {HEAD_DIM} dimensions, as in Llama and GPT-2")
+
+
+def _width(depth: int, heads: int | None) -> int:
+    width = 64 * depth
+    return width if not heads else -(-width // (2 * heads)) * 2 * heads
+
+
+def _depth(facts: Facts, budget: Budget, vocab_size: int) -> tuple[int, str]:
+    compute = _compute(facts, budget)
+    if compute is None:
+        return 4, "no budget was given"
+    by_compute = math.sqrt(compute / (6 * TOKENS_PER_PARAMETER))
+    by_text = facts.train_tokens * MAX_EPOCHS / TOKENS_PER_PARAMETER
+    target = min(by_compute, by_text)
+    reason = "N = sqrt(C/120), compute-optimal (Hoffmann et al. 2022)"
+    if by_text < by_compute:
+        reason = f"N = D/20 at {MAX_EPOCHS:.0f} passes over the text (Hoffmann et al. 2022, Muennighoff et al. 2023)"
+    depth = min(range(1, MAX_DEPTH + 1), key=lambda d: abs(math.log(12 * d * (64 * d) ** 2 / target)))
+    return depth, f"{reason}: N = {quantity(target)}"
+
+
+def _horizon_and_batch(plan: Plan, facts: Facts, budget: Budget, config: ModelConfig) -> None:
+    costs = explain(config)
+    parameters = max(1, costs.total_parameters - costs.parameters["token embedding"] - costs.parameters["output head"])
+    given = plan.values
+    steps, given_batch = given.get("max_steps"), given.get("batch_tokens")
+    compute = _compute(facts, budget)
+    if compute is not None:
+        tokens, source = compute / costs.training_flops_per_token, "the budget"
+    elif steps is not None:
+        tokens, source = float(steps * (given_batch or 4096)), "max_steps"
+    else:
+        tokens, source = (
+            float(TOKENS_PER_PARAMETER * costs.total_parameters),
+            "20 tokens per parameter (Hoffmann et al. 2022)",
+        )
+    batch = plan.fill(
+        "batch_tokens",
+        _batch(tokens, config.context_length),
+        "0.58 D^0.571 (Li et al. 2025, Step Law), a power of two",
+    )
+    rate = 1.79 * parameters**-0.713 * tokens**0.307
+    plan.fill(
+        "optim.learning_rate",
+        float(f"{min(rate, 0.02):.3g}"),
+        "1.79 N^-0.713 D^0.307 (Li et al. 2025, Step Law), at most 0.02",
+    )
+    if budget.seconds is None:
+        plan.fill("max_steps", max(1, round(tokens / batch)), f"{source} / batch_tokens")
+    expected = plan.values.get("max_steps") or max(1, round(tokens / batch))
+    plan.fill("optim.warmup_steps", max(1, min(100, expected // 20)), "5% of the expected steps, at most 100")
+    epochs = tokens / facts.train_tokens
+    dropout = 0.0 if epochs <= 4 else 0.1
+    plan.fill(
+        "model.dropout",
+        dropout,
+        f"0.1 past 4 passes over the text (Muennighoff et al. 2023); about {epochs:.1f} are expected",
+    )
+    plan.fill("micro_batch", _micro_batch(batch, config), "what divides the batch, up to 16,384 tokens at once")
+
+
+def _batch(tokens: float, context: int) -> int:
+    wanted = 0.58 * max(tokens, 1.0) ** 0.571
+    sequences = max(1, 2 ** round(math.log2(max(1.0, wanted / context))))
+    return sequences * context
+
+
+def _micro_batch(batch_tokens: int, config: ModelConfig) -> int:
+    sequences = max(1, batch_tokens // config.context_length)
+    most = max(1, 16_384 // config.context_length)
+    return next(n for n in range(min(sequences, most), 0, -1) if sequences % n == 0)
