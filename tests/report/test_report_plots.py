@@ -42,6 +42,8 @@ def test_four_curves_with_the_yardsticks_on_one() -> None:
     assert "gzip -9 2.40" in texts[0]
     assert "<b>$\\frac$ & co 2.39" in texts[0]
     assert "diverged" not in texts[0]
+    assert ["Dashed" in plot.caption for plot in plots] == [True, False, False, False]
+    assert not any("Dashed" in plot.caption for plot in draw_plots(training(60)))
     assert all("gzip" not in text for text in texts[1:])
     assert ["held-out text" in text for text in texts] == [True, True, False, False]
     assert all("training tokens" in text for text in texts)

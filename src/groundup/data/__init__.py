@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from groundup.data.prepared import PreparedData
     from groundup.data.recipe import CorpusRecipe
     from groundup.data.shards import ShardWriter, TokenSet
-    from groundup.data.sources import NAMED_SOURCES, NamedSource, Source, open_source
+    from groundup.data.sources import NAMED_SOURCES, NamedSource, Source, default_data_dir, download_source, open_source
 
 # Numpy and the tokenizer are imported when a name is used: a command line that needs only flags starts fast.
 _HOME = {
@@ -32,6 +32,8 @@ _HOME = {
     "Source": "sources",
     "TokenLoader": "loader",
     "TokenSet": "shards",
+    "default_data_dir": "sources",
+    "download_source": "sources",
     "open_source": "sources",
     "prepare": "pipeline",
     "suggest_vocab_size": "pipeline",
@@ -46,8 +48,14 @@ __all__ = [
     "PreparedData",
     "ShardWriter",
     "Source",
+    "TokenLoader",
+    "TokenSet",
+    "default_data_dir",
+    "download_source",
+    "open_source",
+    "prepare",
+    "suggest_vocab_size",
 ]
-__all__ += ["TokenLoader", "TokenSet", "open_source", "prepare", "suggest_vocab_size"]
 
 
 def __getattr__(name: str) -> Any:

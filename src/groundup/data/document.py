@@ -69,6 +69,11 @@ def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
     return dict(Counter(one.reason for one in dropped).most_common())
 
 
+def printable(path: str) -> str:
+    """A file's name as text that can be written as UTF-8: bytes in it that are not become U+FFFD."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def utf8_length(text: str) -> int:
     """The length of ``text`` in UTF-8 bytes, without encoding it where it is plain ASCII."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from groundup.data import records
 from groundup.data.decode import COMPRESSIONS, UnreadableFile, decoded, split_stream
-from groundup.data.document import Document, Dropped, count_reasons
+from groundup.data.document import Document, Dropped, count_reasons, printable
 from groundup.runtime import GroundupError, os_errors
 
 SEPARATOR = "<|endoftext|>"  # between the documents of one .txt file, as TinyStories and others publish them
@@ -37,7 +37,7 @@ def read_file(path: Path, skip: Skip, name: str | None = None) -> Iterator[Docum
         UnreadableFile: it is empty, binary, in another encoding than UTF-8, or damaged.
         GroundupError: it cannot be opened.
     """
-    name = name or path.name
+    name = name or printable(path.name)
     suffix = Path(path.stem if path.suffix.lower() in COMPRESSIONS else path.name).suffix.lower()
     found = False
     with os_errors(path, "cannot read"):
@@ -78,7 +78,7 @@ def read_folder(folder: Path, skip: Skip) -> Iterator[Document]:
 
     found = False
     for path in _walk(folder, note):
-        name = path.relative_to(folder).as_posix()
+        name = _label(path, folder)
         try:
             for document in read_file(path, skip, name):
                 found = True
@@ -101,24 +101,28 @@ def _walk(folder: Path, skip: Skip) -> Iterator[Path]:
         os.listdir(folder)
 
     def unreadable(error: OSError) -> None:
-        skip(Dropped(os.path.relpath(error.filename, folder), "cannot be read", error.strerror or ""))
+        skip(Dropped(_label(error.filename, folder), "cannot be read", error.strerror or ""))
 
     for here, folders, names in os.walk(folder, onerror=unreadable):
         kept = []
         for name in sorted(folders):
             if name.startswith(".") or name in _TOOL_FOLDERS or _is_machine_made(Path(here, name)):
-                skip(Dropped(os.path.relpath(Path(here, name), folder), "hidden or tool folder"))
+                skip(Dropped(_label(Path(here, name), folder), "hidden or tool folder"))
             else:
                 kept.append(name)
         folders[:] = kept
         for name in sorted(names):
             path = Path(here, name)
             if name.startswith("."):
-                skip(Dropped(os.path.relpath(path, folder), "hidden file"))
+                skip(Dropped(_label(path, folder), "hidden file"))
             elif not path.is_file():
-                skip(Dropped(os.path.relpath(path, folder), "not a regular file"))
+                skip(Dropped(_label(path, folder), "not a regular file"))
             else:
                 yield path
+
+
+def _label(path: str | Path, folder: Path) -> str:
+    return printable(Path(os.path.relpath(path, folder)).as_posix())
 
 
 def _is_machine_made(folder: Path) -> bool:
@@ -143,4 +147,4 @@ def path_identity(path: Path) -> dict[str, Any]:
         )
         count += 1
         size += status.st_size
-    return {"path": str(path.resolve()), "files": count, "bytes": size, "sha256": listing.hexdigest()}
+    return {"path": printable(str(path.resolve())), "files": count, "bytes": size, "sha256": listing.hexdigest()}

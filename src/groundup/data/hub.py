@@ -48,32 +48,39 @@ def parse_hub_spec(spec: str) -> HubSpec:
 def hub_documents(spec: str, skip: Callable[[Dropped], None]) -> Iterator[Document]:
     """Yield the documents of a data set, downloading its files into the hub's cache as they are reached.
 
-    Without a network, files that the cache holds already are read, and a warning says so.
+    Raises:
+        GroundupError: as :func:`hub_files`, or a file holds no text.
+    """
+    for name, path in hub_files(spec):
+        yield from read_file(path, skip, name=f"{parse_hub_spec(spec).repo}/{name}")
+
+
+def hub_files(spec: str) -> Iterator[tuple[str, Path]]:
+    """Yield the files of a data set, by name in it and path here, each downloaded when it is asked for.
+
+    Without a network, files that the cache holds already are used, and a warning says so.
 
     Raises:
-        GroundupError: the hub cannot be reached, or the data set or the path in it is unknown, gated or has
-            no text.
+        GroundupError: the hub cannot be reached, or the data set or the path in it is unknown, gated or has no text.
     """
     from huggingface_hub import hf_hub_download
 
     wanted = parse_hub_spec(spec)
-    cached, names, revision = _list_files(spec, wanted.repo)
+    cached, names, commit = _list_files(spec, wanted.repo)
     for name in choose_files(spec, names, wanted.inside):
         if cached is not None:
-            path = cached / name
-        else:
-            with _hub_errors(spec):
-                path = Path(
-                    hf_hub_download(
-                        wanted.repo,
-                        name,
-                        repo_type="dataset",
-                        revision=revision,
-                        endpoint=os.environ.get("HF_ENDPOINT"),
-                        etag_timeout=TIMEOUT,
-                    )
-                )
-        yield from read_file(path, skip, name=f"{wanted.repo}/{name}")
+            yield name, cached / name
+            continue
+        with _hub_errors(spec):
+            path = hf_hub_download(
+                wanted.repo,
+                name,
+                repo_type="dataset",
+                revision=commit,
+                endpoint=os.environ.get("HF_ENDPOINT"),
+                etag_timeout=TIMEOUT,
+            )
+        yield name, Path(path)
 
 
 def choose_files(spec: str, names: list[str], inside: str) -> list[str]:
@@ -147,10 +154,10 @@ def _list_files(spec: str, repo: str) -> tuple[Path | None, list[str], str | Non
 
 def _cached_snapshot(repo: str) -> Path | None:
     """The folder of the newest commit of a data set that the hub's cache holds files of."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
-        cached = scan_cache_dir().repos
+        cached = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except (CacheNotFound, OSError):
         return None
     commits = [

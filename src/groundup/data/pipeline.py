@@ -14,7 +14,7 @@ from typing import Any
 
 from groundup.data.clean import clean
 from groundup.data.dedup import ExactDuplicates
-from groundup.data.document import Document, Dropped, Source, count_reasons, utf8_length
+from groundup.data.document import Document, Dropped, Source, count_reasons, printable, utf8_length
 from groundup.data.prepared import (
     DROPPED,
     FORMAT,
@@ -44,7 +44,7 @@ def suggest_vocab_size(n_bytes: int) -> int:
     """A vocabulary for so much training text: 0.25 n^0.6, rounded down to a power of two, from 288 to 32,768.
 
     The exponent is ours, measured on small corpora (bits per byte after a fixed time): it gives 512 tokens to
-    1 MB, 4,096 to 14 MB and 32,768 from 480 MB on.
+    1 MB, 4,096 to 14 MB and 32,768 from 340 MB on.
     """
     size = 0.25 * max(n_bytes, 1) ** 0.6
     return min(max(1 << max(int(size).bit_length() - 1, 0), 288), 32_768)
@@ -93,7 +93,7 @@ def prepare(
     _remove_leftovers(out)
     source = open_source(data, data_dir, limit)
     inputs = {
-        "data": data,
+        "data": printable(data),
         "source": source.identity(),
         "limit": limit,
         "corpus": asdict(corpus),

@@ -93,7 +93,7 @@ def _json_documents(path: Path, name: str, skip: Skip) -> Iterator[Document]:
 
 def _csv_records(path: Path) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)  # a document is longer than the 128 KB that csv takes for a sane field
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    delimiter = "\t" if ".tsv" in path.name.lower() else ","
     lines = (line + "\n" for line in split_stream(decoded(path), "\n"))  # a quoted field keeps its blank lines
     try:
         yield from enumerate(csv.DictReader(lines, delimiter=delimiter), 1)

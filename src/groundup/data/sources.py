@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundup.data.document import Document, Dropped, Source
+from groundup.data.document import Document, Dropped, Source, printable
 from groundup.data.download import download
 from groundup.data.files import path_identity, read_file, read_folder
-from groundup.data.hub import hub_documents, parse_hub_spec
+from groundup.data.hub import hub_documents, hub_files, parse_hub_spec
 from groundup.data.stdlib_source import stdlib_documents, stdlib_identity
 from groundup.runtime import GroundupError, UsageError
 from groundup.runtime.errors import nearest
@@ -22,7 +22,7 @@ __all__ = [
     "NamedSource",
     "Source",
     "default_data_dir",
-    "get_source",
+    "download_source",
     "open_source",
 ]
 
@@ -73,7 +73,7 @@ NAMED_SOURCES: dict[str, NamedSource] = {
         hub="hf:Salesforce/wikitext:wikitext-103-raw-v1",
     ),
     "fineweb-edu": NamedSource(
-        description="educational web pages, the sample of ten billion tokens (Penedo et al. 2024)",
+        description="educational web pages, ten billion tokens (Penedo et al. 2024); take a part with --limit",
         licence="ODC-By-1.0",
         size=28_500_000_000,
         hub="hf:HuggingFaceFW/fineweb-edu:sample/10BT",
@@ -122,16 +122,35 @@ def open_source(spec: str, data_dir: Path | None = None, limit: int | None = Non
     return _open_path(spec, limit)
 
 
-def get_source(name: str, data_dir: Path | None = None) -> Path:
-    """Download a named source that has a url, and return the file; a whole file that is there is kept.
+def download_source(spec: str, data_dir: Path | None = None) -> list[Path]:
+    """Download a named source or an ``hf:`` data set; whole files that are there are kept.
+
+    Args:
+        spec: a name of :data:`NAMED_SOURCES`, or ``hf:owner/name[:path-inside]``.
+        data_dir: where files with a url go, in a folder of the source's name; the hub has its own cache.
+
+    Returns:
+        The files; none for ``stdlib``, which is on every machine.
 
     Raises:
+        UsageError: there is no such name.
         GroundupError: it cannot be downloaded; the line says why and what to do.
     """
+    if not spec.startswith("hf:") and spec not in NAMED_SOURCES:
+        raise UsageError(
+            f"{spec}: not a named source.{nearest(spec, NAMED_SOURCES)} There are: {', '.join(NAMED_SOURCES)}."
+        )
+    entry = NAMED_SOURCES.get(spec)
+    hub = entry.hub if entry is not None else spec
+    if hub is not None:
+        return [path for _, path in hub_files(hub)]
+    return [_download_named(spec, data_dir or default_data_dir())] if entry is not None and entry.url else []
+
+
+def _download_named(name: str, data_dir: Path) -> Path:
     entry = NAMED_SOURCES[name]
-    if entry.url is None:
-        raise UsageError(f"{name} needs no download of ours: pass --data {entry.hub or name}.")
-    path = (data_dir or default_data_dir()) / name / Path(entry.url).name
+    assert entry.url is not None
+    path = data_dir.expanduser() / name / Path(entry.url).name
     return download(entry.url, path, size=entry.size, sha256=entry.sha256)
 
 
@@ -149,7 +168,9 @@ def _open_named(name: str, data_dir: Path, limit: int | None) -> Source:
     if entry.hub is not None:
         hub = entry.hub
         return _source(name, lambda skip: hub_documents(hub, skip), lambda: hub, limit)
-    return _source(name, lambda skip: read_file(get_source(name, data_dir), skip=skip), lambda: entry.sha256, limit)
+    return _source(
+        name, lambda skip: read_file(_download_named(name, data_dir), skip=skip), lambda: entry.sha256, limit
+    )
 
 
 def _open_path(spec: str, limit: int | None) -> Source:
@@ -165,8 +186,8 @@ def _open_path(spec: str, limit: int | None) -> Source:
         raise GroundupError(f"{spec}: neither a file nor a folder. Save the text to a file and give its path.")
     read = read_folder if is_folder else read_file
     return Source(
-        name=path.resolve().name or str(path),
-        description=f"your own {'folder' if is_folder else 'file'} {path}",
+        name=printable(path.resolve().name or str(path)),
+        description=f"your own {'folder' if is_folder else 'file'} {printable(str(path))}",
         read=lambda skip: read(path, skip=skip),
         identity=lambda: path_identity(path),
         limit=limit,

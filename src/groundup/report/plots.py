@@ -55,7 +55,7 @@ class Curve:
 
 
 CURVES = (
-    Curve("bits_per_byte", "Bits per byte", "Lower is better. Horizontal lines are the yardsticks.", True, True),
+    Curve("bits_per_byte", "Bits per byte", "Lower is better.", True, True),
     Curve("loss", "Loss", "Nats per token: points as measured, line smoothed.", True, True),
     Curve("tokens_per_second", "Throughput", "Training tokens per second.", True, from_zero=True),
     Curve("learning_rate", "Learning rate", "As scheduled.", False, from_zero=True),
@@ -76,8 +76,11 @@ def draw_plots(metrics: list[Row], yardsticks: Sequence[Standing] = ()) -> list[
         if max(len(train[0]), len(held_out[0])) < 2:
             continue
         lines = [(row.short_name, row.bits_per_byte) for row in yardsticks if row.bits_per_byte is not None]
-        svg = _draw(curve, train, held_out, lines if curve.key == "bits_per_byte" else [])
-        plots.append(Plot(curve.title, curve.caption, svg))
+        if curve.key != "bits_per_byte":
+            lines = []
+        caption = f"{curve.caption} Dashed lines are the yardsticks." if lines else curve.caption
+        svg = _for_page(_draw(curve, train, held_out, lines), f"{curve.title} over training tokens. {caption}")
+        plots.append(Plot(curve.title, caption, svg))
     return plots
 
 
@@ -120,7 +123,7 @@ def _draw(
     held_out: tuple[list[float], list[float]],
     lines: list[tuple[str, float]],
 ) -> str:
-    """Draw one figure and return its SVG."""
+    """Draw one figure and return it as an SVG file."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -146,7 +149,7 @@ def _draw(
         # The canvas needs no display. No date and no version: equal runs give equal files.
         nothing = dict.fromkeys(("Date", "Creator", "Type", "Format"))
         FigureCanvasSVG(figure).print_svg(file, metadata=nothing)
-    return _for_page(file.getvalue(), f"{curve.title} over training tokens. {curve.caption}")
+    return file.getvalue()
 
 
 def _style(axes: Any) -> None:

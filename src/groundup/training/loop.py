@@ -176,9 +176,7 @@ class Loop:
         # The first steps of a sitting are slower (memory is mapped, caches fill); recent ones tell the rest better.
         per_step = self._speed.seconds_per_step() or position.seconds / position.step
         steps = position.step + max(1, round((seconds - position.seconds) / per_step))
-        if self.settings.max_steps is not None:
-            steps = min(steps, self.settings.max_steps)
-        horizon = Horizon(max(steps, position.step), min(position.step, steps))
+        horizon = Horizon(steps, decay_from=position.step)
         self.on_horizon(horizon)
         self.horizon = horizon
 

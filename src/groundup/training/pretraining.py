@@ -28,7 +28,7 @@ from groundup.training.checkpoint import Checkpoints, Restored, restore_optimize
 from groundup.training.loop import Loop, LoopSettings, Milestone, Position
 from groundup.training.objectives import next_token
 from groundup.training.recipe import PretrainRecipe
-from groundup.training.run import RunFolder, resolved, resume_values
+from groundup.training.run import RunFolder, resolved, resume_values, settle_length
 from groundup.training.scaling import EFFICIENCY, Budget, Derived, Facts, derive, parse_budget
 
 
@@ -155,6 +155,7 @@ def plan_pretraining(given: Given) -> Pretraining:
         GroundupError: the recipe contradicts itself, the text cannot be read, the folder cannot be written or holds
             another run.
     """
+    given = settle_length(given)
     defaults = build(
         PretrainRecipe, given.values, given.sources
     )  # names, types and contradictions, before any work is done
@@ -230,8 +231,14 @@ class _Sitting:
             self.model.backend = recipe.attention
         self.optimizers = build_optimizers(self.model, recipe.optim)
         self.position = Position()
+        run = pretraining.run
         if restored is not None:
             self._restore(restored)
+        else:
+            run.forget_horizon()
+        # What was recorded after the checkpoint, or before the first one, will be recorded again.
+        truncate_metrics(run.metrics, self.position.step)
+        truncate_samples(run.path, self.position.step)
         self.sequences = recipe.micro_batch or 1
         tokens_per_micro_batch = self.sequences * recipe.model.context_length
         batch_tokens = recipe.batch_tokens or tokens_per_micro_batch
@@ -260,9 +267,6 @@ class _Sitting:
         restore_optimizers(self.model, self.optimizers, restored.tensors, restored.folder)
         set_rng_state(restored.state["rng"])
         self.position = Position(**restored.state["position"])
-        run = self.it.run
-        truncate_metrics(run.metrics, self.position.step)
-        truncate_samples(run.path, self.position.step)
         say(f"Resuming from {restored.folder} (step {self.position.step:,}).")
 
     def train(self) -> tuple[Transformer, Pretraining]:

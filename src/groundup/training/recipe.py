@@ -58,7 +58,7 @@ class PretrainRecipe:
         depth: the one dial: number of layers, from which width, heads, batch and learning rate follow
         budget: what to spend: time (90s, 5m, 2h) or compute (2e15flops)
         minutes: the same as a budget of time
-        max_steps: number of optimizer steps
+        max_steps: number of optimizer steps; decides over minutes and budget (a flag decides over a file)
         batch_tokens: tokens per optimizer step
         micro_batch: sequences that pass through the model at once
         log_every: steps between rows of metrics

@@ -27,7 +27,7 @@ from groundup.training.scaling import Derived
 # Changing one of these makes another run: its weights, its text or its order would not be those of the checkpoint.
 FIXED = ("model.", "tokenizer.", "corpus.", "data", "limit", "seed", "batch_tokens", "optim.optimizer")
 # These choose where and whether to go on, not what is computed.
-NOT_COMPARED = ("out", "resume", "data_dir", "budget", "minutes", "keep")
+NOT_COMPARED = ("out", "resume", "data_dir", "keep")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,23 @@ class RunFolder:
         (self.path / "horizon.json").unlink(missing_ok=True)
 
 
+LENGTH = ("max_steps", "minutes", "budget")
+
+
+def settle_length(given: Given) -> Given:
+    """Leave one of ``max_steps``, ``minutes`` and ``budget``: a flag beats a file, and a number of steps beats the others.
+
+    Raises:
+        UsageError: minutes and a budget are given side by side.
+    """
+    named = [key for key in LENGTH if given.values.get(key) is not None]
+    named = [key for key in named if given.sources.get(key) == "flag"] or named
+    if named == ["minutes", "budget"]:
+        raise UsageError("minutes and budget both say how long to train. Give one of them.")
+    dropped = set(LENGTH) - set(named[:1])
+    return Given({key: value for key, value in given.values.items() if key not in dropped}, given.sources)
+
+
 def resume_values(run: RunFolder, given: Given) -> Given | None:
     """Given values over those of the run that is here; None where there is none.
 
@@ -106,7 +123,13 @@ def resume_values(run: RunFolder, given: Given) -> Given | None:
                 f"{run.path}: the run here has {key} = {before}, the command says {value}. "
                 "A run cannot change that on the way: choose another --out, or leave it as it was."
             )
-        say(f"  {key}: was {before}, now {value}")
+        say(f"  {key}: was {before}, now {value}.")
+    length_before = {key: saved.values.get(key) for key in LENGTH}
+    length_now = {key: given.values.get(key) for key in LENGTH}
+    if any(length_now.values()):
+        if length_now != length_before:
+            run.forget_horizon()
+        saved = Given({key: value for key, value in saved.values.items() if key not in LENGTH}, saved.sources)
     kept = {key: value for key, value in given.values.items() if value is not None and value != "auto"}
     return Given({**saved.values, **kept}, {**saved.sources, **given.sources})
 
