@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from groundup.data import NAMED_SOURCES, NamedSource, download_source, open_source
+from groundup.data import NAMED_SOURCES, NamedSource, get_source, open_source
 from groundup.data.download import download
 from groundup.runtime import GroundupError, UsageError
 
@@ -152,10 +152,11 @@ def test_a_named_source_with_an_address(
         assert [document.text for document in open_source("play", data_dir=tmp_path / "given")] == [text.decode()]
     assert (tmp_path / "from-the-environment" / "play" / "input.txt").is_file()
     assert (tmp_path / "given" / "play" / "input.txt").is_file()
-    assert download_source("play") == [tmp_path / "from-the-environment" / "play" / "input.txt"]
-    assert download_source("stdlib") == []
+    assert get_source("play") == tmp_path / "from-the-environment" / "play" / "input.txt"
+    with pytest.raises(UsageError, match="stdlib is on this machine already"):
+        get_source("stdlib")
     with pytest.raises(UsageError, match=r"not a named source\. Did you mean shakespeare\?"):
-        download_source("shakespear")
+        get_source("shakespear")
 
 
 def test_shakespeare_is_the_file_we_know(shared_data: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from groundup.data import download_source, open_source
+from groundup.data import get_source, open_source
 from groundup.data.hub import choose_files, parse_hub_spec
 from groundup.runtime import GroundupError, UsageError
 
@@ -105,7 +105,9 @@ def test_reads_the_training_files_and_downloads_them_once(hub: type[Hub]) -> Non
         assert [document.text for document in documents] == ["one", "two", "three"]
     assert documents[2].name == "ann/stories/data/train-00001.jsonl#1"
     assert hub.downloads == ["data/train-00000.jsonl", "data/train-00001.jsonl"]
-    assert [path.read_bytes() for path in download_source("hf:ann/stories")] == [FILES[name] for name in hub.downloads]
+    folder = get_source("hf:ann/stories")
+    assert sorted(path.name for path in folder.iterdir()) == ["train-00000.jsonl", "train-00001.jsonl"]
+    assert get_source("hf:ann/stories:data/train-00001.jsonl").read_bytes() == FILES["data/train-00001.jsonl"]
 
 
 def test_limit_downloads_no_more_than_it_needs(hub: type[Hub]) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundup.report.blocks import Block, blocks, cell, duration, size
+from groundup.report.blocks import Block, blocks, cell, duration
+from groundup.runtime.console import byte_size
 
 facts = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
@@ -59,7 +60,7 @@ def test_cell(value: object, about: str, text: str) -> None:
 
 
 def test_sizes_and_durations() -> None:
-    sizes = [size(count) for count in (0, 1000, 999_400, 999_600, 13e9, 2e12)]
+    sizes = [byte_size(count) for count in (0, 1000, 999_400, 999_600, 13e9, 2e12)]
     assert sizes == ["0 bytes", "1.00 kB", "999 kB", "1.00 MB", "13.0 GB", "2.00 TB"]
     assert [duration(s) for s in (0.042, 9.1, 42.4, 99.7, 3599.9)] == [
         "0.042 s",

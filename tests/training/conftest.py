@@ -39,7 +39,7 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import random
 
     chooser = random.Random(3)
-    words = "ground up model token loss step batch layer head width depth text data learn rate decay warm norm".split()
+    words = str.split("ground up model token loss step batch layer head width depth text data rate decay warm norm")
     lines = [" ".join(chooser.choices(words, k=chooser.randint(3, 12))) + "." for _ in range(520)]
     path = tmp_path_factory.mktemp("text") / "small.txt"
     path.write_text("\n".join(lines))

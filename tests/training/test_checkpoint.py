@@ -94,9 +94,16 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
-@pytest.mark.parametrize("name", ["model.safetensors", "training_state/optimizer.safetensors", "training_state/state.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "training_state/optimizer.safetensors", "training_state/state.json"]
+)
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(
-    tmp_path: Path, model: Transformer, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str], damage: object, name: str
+    tmp_path: Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+    damage: object,
+    name: str,
 ) -> None:
     save(tmp_path, model, tokenizer, 1)
     newest = save(tmp_path, model, tokenizer, 2)

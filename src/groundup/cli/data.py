@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from groundup.cli.arguments import call_one_of
-from groundup.runtime import UsageError, say
+from groundup.runtime import say
 from groundup.runtime.console import quantity
-from groundup.runtime.errors import nearest
 
 
 def list_sources() -> None:
@@ -27,19 +26,14 @@ def list_sources() -> None:
 
 
 def get(name: str, data_dir: str | None = None) -> None:
-    """Download a named source, with resume and checksum, and print where it lies.
+    """Download a named source or hf:owner/name, with resume and checksum, and print where it lies.
 
     Args:
-        name: one of the named sources
+        name: a named source, or hf:owner/name
         data_dir: where downloads are kept
     """
-    from groundup.data import NAMED_SOURCES
-    from groundup.data.sources import get_source
+    from groundup.data import get_source
 
-    if name not in NAMED_SOURCES:
-        raise UsageError(
-            f"{name} is not a named source.{nearest(name, NAMED_SOURCES)} Known: {', '.join(NAMED_SOURCES)}."
-        )
     say(str(get_source(name, Path(data_dir) if data_dir else None)))
 
 

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from groundup.cli.arguments import call
+from groundup.config import Given
 from groundup.model import PRESETS, ModelConfig
 from groundup.model import explain as costs_of
 from groundup.runtime import UsageError, say
-from groundup.runtime.console import quantity
+from groundup.runtime.console import byte_size, quantity
 from groundup.runtime.errors import nearest
+
+ASSUMED_VOCABULARY = 4096  # where a recipe leaves it to the size of the text
+PLANNED = {"model.n_layer", "model.n_embd", "model.n_head", "model.vocab_size"}  # without these a shape is derived
 
 
 def explain(model: str, context: int | None = None, micro_batch: int = 1) -> None:
@@ -50,13 +54,13 @@ def explain(model: str, context: int | None = None, micro_batch: int = 1) -> Non
     table.add_row("FLOPs per token, training", quantity(costs.training_flops_per_token), "forward and backward")
     table.add_row("KV cache per token", f"{costs.kv_bytes_per_token:,} B", "in bf16")
     full = costs.kv_bytes_per_token * config.context_length
-    table.add_row("KV cache, full context", f"{quantity(full)}B", "one sequence")
+    table.add_row("KV cache, full context", byte_size(full), "one sequence")
     table.add_row(
         "memory to train",
-        f"{quantity(costs.training_bytes)}B",
+        byte_size(costs.training_bytes),
         f"float32 weights, AdamW, {micro_batch} sequences at once",
     )
-    table.add_row("memory to serve", f"{quantity(2 * costs.total_parameters + full)}B", "bf16 weights and one sequence")
+    table.add_row("memory to serve", byte_size(2 * costs.total_parameters + full), "bf16 weights and one sequence")
     say(table)
 
 
@@ -79,11 +83,27 @@ def _config(name: str) -> ModelConfig:
             f"Presets: {', '.join(PRESETS)}. Recipes: {', '.join(recipe_files())}."
         )
     given = read_recipe(find_recipe(name), PretrainRecipe)
-    if not any(key.startswith("model.") for key in given.values):
-        raise UsageError(
-            f"{name}: this recipe leaves the model's shape to be derived from text and budget; start it for the plan."
-        )
-    return build(PretrainRecipe, given.values, given.sources).model
+    return (
+        _planned(given) if PLANNED - given.values.keys() else build(PretrainRecipe, given.values, given.sources).model
+    )
+
+
+def _planned(given: Given) -> ModelConfig:
+    """The model that a recipe which leaves its shape open would come to on this machine, given text enough."""
+    from groundup.runtime.device import choose_device, choose_precision, matmul_flops
+    from groundup.training.run import settle_length
+    from groundup.training.scaling import Facts, derive, run_budget
+
+    given = settle_length(given)
+    device = choose_device(str(given.values.get("device", "auto")))
+    precision = choose_precision(str(given.values.get("precision", "auto")), device)
+    vocab_size = int(given.values.get("tokenizer.vocab_size") or ASSUMED_VOCABULARY)
+    facts = Facts(train_tokens=10**9, vocab_size=vocab_size, flops_per_second=matmul_flops(device, precision))
+    plan = derive(given.values, facts, run_budget(given.values))
+    say(f"Derived for this machine ({quantity(facts.flops_per_second)}FLOP/s), given text enough:")
+    return ModelConfig.from_dict(
+        {k.removeprefix("model."): v for k, v in plan.values.items() if k.startswith("model.")}
+    )
 
 
 def main(arguments: Sequence[str]) -> None:

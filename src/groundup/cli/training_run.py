@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from groundup.cli.arguments import print_config, recipe_arguments
 from groundup.config import Given, build, find_recipe, parse_recipe_flags, read_recipe
 from groundup.runtime import UsageError, say, write_json
-from groundup.runtime.console import clock, quantity
+from groundup.runtime.console import byte_size, clock, quantity
 from groundup.training import PretrainRecipe
 from groundup.training.run import RunFolder, resolved
 
@@ -161,8 +161,8 @@ def conclude(model: Transformer, done: Pretraining) -> None:
 def _say_text(planned: Pretraining) -> None:
     prepared = planned.prepared
     say(
-        f"Text: {quantity(prepared.train.n_bytes)} bytes in {prepared.train.n_documents:,} documents to train on, "
-        f"{quantity(prepared.val.n_bytes)} bytes in {prepared.val.n_documents:,} held out; "
+        f"Text: {byte_size(prepared.train.n_bytes)} in {prepared.train.n_documents:,} documents to train on, "
+        f"{byte_size(prepared.val.n_bytes)} in {prepared.val.n_documents:,} held out; "
         f"{prepared.tokenizer.vocab_size:,} tokens, {prepared.train.n_bytes / prepared.train.n_tokens:.2f} bytes each."
     )
 

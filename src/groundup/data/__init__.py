@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from groundup.data.prepared import PreparedData
     from groundup.data.recipe import CorpusRecipe
     from groundup.data.shards import ShardWriter, TokenSet
-    from groundup.data.sources import NAMED_SOURCES, NamedSource, Source, default_data_dir, download_source, open_source
+    from groundup.data.sources import NAMED_SOURCES, NamedSource, Source, default_data_dir, get_source, open_source
 
 # Numpy and the tokenizer are imported when a name is used: a command line that needs only flags starts fast.
 _HOME = {
@@ -33,7 +33,7 @@ _HOME = {
     "TokenLoader": "loader",
     "TokenSet": "shards",
     "default_data_dir": "sources",
-    "download_source": "sources",
+    "get_source": "sources",
     "open_source": "sources",
     "prepare": "pipeline",
     "suggest_vocab_size": "pipeline",
@@ -51,7 +51,7 @@ __all__ = [
     "TokenLoader",
     "TokenSet",
     "default_data_dir",
-    "download_source",
+    "get_source",
     "open_source",
     "prepare",
     "suggest_vocab_size",

@@ -22,7 +22,7 @@ __all__ = [
     "NamedSource",
     "Source",
     "default_data_dir",
-    "download_source",
+    "get_source",
     "open_source",
 ]
 
@@ -122,29 +122,31 @@ def open_source(spec: str, data_dir: Path | None = None, limit: int | None = Non
     return _open_path(spec, limit)
 
 
-def download_source(spec: str, data_dir: Path | None = None) -> list[Path]:
+def get_source(spec: str, data_dir: Path | None = None) -> Path:
     """Download a named source or an ``hf:`` data set; whole files that are there are kept.
 
     Args:
         spec: a name of :data:`NAMED_SOURCES`, or ``hf:owner/name[:path-inside]``.
-        data_dir: where files with a url go, in a folder of the source's name; the hub has its own cache.
+        data_dir: where a file with a url goes, in a folder of the source's name; the hub has its own cache.
 
     Returns:
-        The files; none for ``stdlib``, which is on every machine.
+        The file, or the folder where the files of a data set lie.
 
     Raises:
-        UsageError: there is no such name.
+        UsageError: there is no such name, or nothing to download for it.
         GroundupError: it cannot be downloaded; the line says why and what to do.
     """
-    if not spec.startswith("hf:") and spec not in NAMED_SOURCES:
-        raise UsageError(
-            f"{spec}: not a named source.{nearest(spec, NAMED_SOURCES)} There are: {', '.join(NAMED_SOURCES)}."
-        )
     entry = NAMED_SOURCES.get(spec)
-    hub = entry.hub if entry is not None else spec
+    if entry is None and not spec.startswith("hf:"):
+        known = ", ".join(NAMED_SOURCES)
+        raise UsageError(f"{spec}: not a named source.{nearest(spec, NAMED_SOURCES)} There are: {known}.")
+    hub = spec if entry is None else entry.hub
     if hub is not None:
-        return [path for _, path in hub_files(hub)]
-    return [_download_named(spec, data_dir or default_data_dir())] if entry is not None and entry.url else []
+        files = [path for _, path in hub_files(hub)]
+        return files[0] if len(files) == 1 else files[0].parent  # they never lie in several folders
+    if entry is None or entry.url is None:
+        raise UsageError(f"{spec} is on this machine already: pass --data {spec}.")
+    return _download_named(spec, data_dir or default_data_dir())
 
 
 def _download_named(name: str, data_dir: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from groundup.runtime.console import clock
+from groundup.runtime.console import byte_size, clock
 
 
 @dataclass(frozen=True)
@@ -94,26 +94,10 @@ def cell(value: Any, about: str = "") -> str:
 
 def _number(value: float, about: set[str]) -> str:
     if "bytes" in about and value >= 0:
-        return size(value)
+        return byte_size(value)
     if "seconds" in about and value >= 0:
         return duration(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: 950 bytes, 12.3 kB, 4.56 MB, in powers of ten."""
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 999.5:
-            return f"{_three_digits(count)} {unit}"
-    return f"{_three_digits(count / 1000)} TB"
-
-
-def _three_digits(number: float) -> str:
-    """14.0 rather than 14, so that a column of them lines up."""
-    return f"{number:#.3g}".rstrip(".")
 
 
 def duration(seconds: float) -> str:

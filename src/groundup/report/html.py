@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from groundup.report.blocks import blocks, cell, duration, label, size
+from groundup.report.blocks import blocks, cell, duration, label
 from groundup.report.jsonl import Row
 from groundup.report.metrics import is_number, series
 from groundup.report.plots import draw_plots
@@ -18,7 +18,7 @@ from groundup.report.run_folder import SHOWS, RunFolder, read_run
 from groundup.report.samples import by_step
 from groundup.report.standing import DIGITS, Standing, headline, standings
 from groundup.runtime import write_atomic
-from groundup.runtime.console import quantity
+from groundup.runtime.console import byte_size, quantity
 
 # Control characters as their pictures (U+2400 …): a model may write any byte, and a page should show which.
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10, 13)} | {127: 0x2421}
@@ -57,7 +57,7 @@ def render(run: RunFolder) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible": visible, "cell": cell, "label": label, "duration": duration, "size": size}
+    environment.filters |= {"visible": visible, "cell": cell, "label": label, "duration": duration, "size": byte_size}
     table = standings(run.evaluation_rows)
     samples = by_step(run.samples)
     plots = draw_plots(run.metrics, [row for row in table if not row.is_model])
@@ -68,7 +68,7 @@ def render(run: RunFolder) -> str:
         facts=facts(run, table),
         table=table,
         widest=max((row.bits_per_byte or 0.0 for row in table), default=0.0),
-        val_size=size(val_bytes) if is_number(val_bytes) else "",
+        val_size=byte_size(val_bytes) if is_number(val_bytes) else "",
         plots=[(plot, Markup(plot.svg)) for plot in plots],  # ours, from numbers and escaped names
         samples=samples,
         plan=plan_sections(run.plan),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from groundup.report.blocks import size
 from groundup.report.metrics import is_number
 from groundup.report.run_folder import read_run
 from groundup.report.standing import standings
+from groundup.runtime.console import byte_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +27,7 @@ def console_table(run: str | os.PathLike[str]) -> Table:
 
     found = read_run(run)
     val_bytes = found.evaluation.get("val_bytes")
-    of = f" of held-out text ({size(val_bytes)})" if is_number(val_bytes) else ""
+    of = f" of held-out text ({byte_size(val_bytes)})" if is_number(val_bytes) else ""
     table = Table(title=f"Bits per byte{of}: fewer is better", title_justify="left")
     table.add_column("")
     table.add_column("bits per byte", justify="right")

@@ -96,6 +96,17 @@ def quantity(number: float) -> str:
     return f"{number:.3g}"
 
 
+def byte_size(count: float) -> str:
+    """Bytes for people, in powers of ten: 950 bytes, 12.3 kB, 4.00 MB, 7.89 GB."""
+    if abs(count) < 999.5:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if abs(count) < 999.5:
+            return f"{count:#.3g} {unit}".replace(". ", " ")
+    return f"{count / 1000:#.3g} TB".replace(". ", " ")
+
+
 @contextmanager
 def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Progress]:
     """Show a progress bar with rate and time left while the block runs.

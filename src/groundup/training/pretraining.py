@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from groundup.model import Transformer, explain, fastest_backend
 from groundup.optim import build_optimizers
 from groundup.report import MetricsWriter, add_samples, truncate_metrics, truncate_samples
 from groundup.runtime import GroundupError, Progress, progress, say, write_json
-from groundup.runtime.console import clock, quantity
+from groundup.runtime.console import byte_size, clock, quantity
 from groundup.runtime.device import choose_device, choose_precision, matmul_flops
 from groundup.runtime.environment import describe_environment
 from groundup.runtime.files import folder_lock
@@ -29,7 +29,7 @@ from groundup.training.loop import Loop, LoopSettings, Milestone, Position
 from groundup.training.objectives import next_token
 from groundup.training.recipe import PretrainRecipe
 from groundup.training.run import RunFolder, resolved, resume_values, settle_length
-from groundup.training.scaling import EFFICIENCY, Budget, Derived, Facts, derive, parse_budget
+from groundup.training.scaling import EFFICIENCY, Budget, Derived, Facts, derive, run_budget
 
 
 class HeldOut(Protocol):
@@ -116,7 +116,7 @@ class Pretraining:
         add("cost", "parameters", quantity(costs.total_parameters), "counted; a tied head once")
         formula = "6 x matrix parameters + 12 x layers x width x context (Chowdhery et al. 2022, appendix B)"
         add("cost", "FLOPs per token", quantity(costs.training_flops_per_token), formula)
-        add("cost", "memory", f"{quantity(costs.training_bytes)}B", "float32 weights, gradients, moments; activations")
+        add("cost", "memory", byte_size(costs.training_bytes), "float32 weights, gradients, moments; activations")
         add(
             "cost", "tokens/s", quantity(speed), f"expected: {EFFICIENCY:.0%} of the {matmul} measured on {self.device}"
         )
@@ -135,16 +135,6 @@ class Pretraining:
             if self.flops_per_second
             else None
         )
-
-
-def run_budget(values: Mapping[str, Any]) -> Budget:
-    """The budget of a recipe: ``minutes`` or ``budget``."""
-    if values.get("minutes") is not None:
-        minutes = float(values["minutes"])
-        if not minutes > 0 or math.isinf(minutes):
-            raise GroundupError(f"minutes = {values['minutes']} must be above 0.")
-        return Budget(seconds=60.0 * minutes)
-    return Budget() if values.get("budget") is None else parse_budget(str(values["budget"]))
 
 
 def plan_pretraining(given: Given) -> Pretraining:
@@ -166,17 +156,8 @@ def plan_pretraining(given: Given) -> Pretraining:
     recipe = build(PretrainRecipe, given.values, given.sources)
     budget = run_budget(given.values)
     device = choose_device(recipe.device)
-    prepared = prepare(
-        recipe.data,
-        run.data,
-        vocab_size=recipe.tokenizer.vocab_size,
-        pattern=recipe.tokenizer.pattern,
-        tokenizer=Tokenizer.load(recipe.tokenizer.path) if recipe.tokenizer.path else None,
-        corpus=recipe.corpus,
-        data_dir=Path(recipe.data_dir) if recipe.data_dir else None,
-        limit=recipe.limit,
-        seed=recipe.seed,
-    )
+    with folder_lock(run.path, "working"):
+        prepared = _prepare(recipe, run)
     width = int(given.values.get("model.n_embd") or 256)
     precision = choose_precision(recipe.precision, device, width=width)
     speed = matmul_flops(device, precision)
@@ -203,6 +184,21 @@ def plan_pretraining(given: Given) -> Pretraining:
     return pretraining
 
 
+def _prepare(recipe: PretrainRecipe, run: RunFolder) -> PreparedData:
+    """The run's text, prepared into its folder, or found there from before."""
+    return prepare(
+        recipe.data,
+        run.data,
+        vocab_size=recipe.tokenizer.vocab_size,
+        pattern=recipe.tokenizer.pattern,
+        tokenizer=Tokenizer.load(recipe.tokenizer.path) if recipe.tokenizer.path else None,
+        corpus=recipe.corpus,
+        data_dir=Path(recipe.data_dir) if recipe.data_dir else None,
+        limit=recipe.limit,
+        seed=recipe.seed,
+    )
+
+
 def pretrain(pretraining: Pretraining, hooks: Hooks) -> tuple[Transformer, Pretraining]:
     """Train, or go on where the run stopped.
 
@@ -213,7 +209,7 @@ def pretrain(pretraining: Pretraining, hooks: Hooks) -> tuple[Transformer, Pretr
         GroundupError: another process trains here, the checkpoints are damaged, the loss is not finite, or the disk is
             full.
     """
-    with folder_lock(pretraining.run.path, "training"):
+    with folder_lock(pretraining.run.path, "working"):
         return _Sitting(pretraining, hooks).train()
 
 

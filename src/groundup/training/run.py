@@ -88,7 +88,7 @@ LENGTH = ("max_steps", "minutes", "budget")
 
 
 def settle_length(given: Given) -> Given:
-    """Leave one of ``max_steps``, ``minutes`` and ``budget``: a flag beats a file, and a number of steps beats the others.
+    """Leave one of ``max_steps``, ``minutes`` and ``budget``: a flag beats a file, a number of steps beats the others.
 
     Raises:
         UsageError: minutes and a budget are given side by side.

@@ -63,6 +63,20 @@ def parse_budget(text: str) -> Budget:
     return Budget(seconds=amount * {"s": 1, "m": 60, "min": 60, "h": 3600}[unit])
 
 
+def run_budget(values: Mapping[str, Any]) -> Budget:
+    """The budget of a recipe: ``minutes`` or ``budget``.
+
+    Raises:
+        UsageError: it is not above zero, or cannot be read.
+    """
+    if values.get("minutes") is not None:
+        minutes = float(values["minutes"])
+        if not minutes > 0 or math.isinf(minutes):
+            raise UsageError(f"minutes = {values['minutes']} must be above 0.")
+        return Budget(seconds=60.0 * minutes)
+    return Budget() if values.get("budget") is None else parse_budget(str(values["budget"]))
+
+
 @dataclass(frozen=True)
 class Facts:
     """What derivation starts from besides the recipe.
