@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from groundup.data import TokenSet
     from groundup.evaluation import BitsPerByte
     from groundup.model import Transformer
     from groundup.tokenizer import Tokenizer
@@ -68,7 +69,10 @@ def run(given: Given) -> RunFolder | None:
     if not done.finished:
         say(f"Stopped and saved. The same command goes on from there; the run is in {done.run.path}.")
         return None
-    say(f"Trained; {clock(time.monotonic() - started)} so far in this sitting.")
+    if done.trained:
+        say(f"Trained; {clock(time.monotonic() - started)} so far in this sitting.")
+    else:
+        say(f"{done.run.path} has been trained to its end already. For a new run choose another --out.")
     conclude(model, done)
     return done.run
 
@@ -77,25 +81,34 @@ def held_out_loss(model: Transformer, pretraining: Pretraining, *, whole: bool =
     """Loss and bits per byte on the held-out text.
 
     Args:
-        whole: all of it in windows that overlap by half, for the final figure; otherwise its first ``eval_tokens`` in
-            windows
-            side by side, which is four times cheaper and a little pessimistic.
+        whole: all of it in windows that overlap by half, for the final figure; otherwise about ``eval_tokens`` of it, in
+            windows spread evenly, each read without what stands before it: much cheaper and a little pessimistic.
     """
     from groundup.evaluation import bits_per_byte, model_scorer
 
     recipe, prepared = pretraining.recipe, pretraining.prepared
     context = recipe.model.context_length
     precision = "float32" if recipe.precision == "auto" else recipe.precision
-    limit = prepared.val.n_tokens if whole else min(recipe.eval_tokens, prepared.val.n_tokens)
     return bits_per_byte(
         model_scorer(model, pretraining.device, precision),
-        prepared.val.read(0, limit),
+        prepared.val.read(0, prepared.val.n_tokens) if whole else _spread(prepared.val, recipe.eval_tokens, context),
         token_lengths(prepared.tokenizer),
         context,
         start_id=prepared.tokenizer.end_of_text_id or 0,
         stride=None if whole else context,
         show_progress=whole,
     )
+
+
+def _spread(tokens: TokenSet, most: int, context: int) -> npt.NDArray[np.integer]:
+    """About ``most`` tokens in windows of ``context`` spread evenly over the text: documents differ much in difficulty."""
+    import numpy as np
+
+    windows, wanted = tokens.n_tokens // context, max(1, most // context)
+    if windows <= wanted:
+        return tokens.read(0, tokens.n_tokens)
+    starts = np.linspace(0, windows - 1, wanted).astype(int) * context
+    return np.concatenate([tokens.read(int(start), context) for start in starts])
 
 
 def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:

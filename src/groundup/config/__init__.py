@@ -1,8 +1,7 @@
 """Recipes: a run is a YAML file, and every key of it is also a flag.
 
 Read in this order: schema.py (which keys a dataclass or command has, and how flags are read), recipe.py (file, then
-flags, checked,
-built, saved).
+flags, checked, built, saved).
 
 This room knows how to fill any dataclass; it does not know what a model or a run is.
 """

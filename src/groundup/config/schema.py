@@ -1,11 +1,9 @@
 """Which keys a dataclass or a command function has, and how its flags are read.
 
 A key is the dotted path of a field (``model.n_layer``). Its flag is the same word (``--model.n_layer``; dashes and
-underscores are the
-same, and the last part alone is enough where only one key ends in it: ``--n-layer``). Types, help texts and conversions
-come from the
-annotations and docstrings, through jsonargparse; the messages are ours, because they must fit on one line and name the
-mend.
+underscores are the same, and the last part alone is enough where only one key ends in it: ``--n-layer``). Types, help
+texts and conversions come from the annotations and docstrings, through jsonargparse; the messages are ours, because
+they must fit on one line and name the mend.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Inference: from a checkpoint and a prompt to text.
 
 Read in this order: sampling.py (from logits to a token), engine.py (from prompts to tokens, with a cache),
-language_model.py (model,
-tokenizer and engine behind one name; how a run, a checkpoint or a folder is found).
+language_model.py (model, tokenizer and engine behind one name; how a run, a checkpoint or a folder is found).
 
 This room never trains, and knows nothing of HTTP or terminals.
 """

@@ -46,9 +46,8 @@ class Engine:
     """Decodes requests on one model.
 
     The context is a window: when a sequence outgrows ``context_length``, its second half is read again from the start
-    of a fresh cache
-    and decoding goes on. Within the window, greedy decoding gives the tokens of the plain loop that recomputes
-    everything.
+    of a fresh cache and decoding goes on. Within the window, greedy decoding gives the tokens of the plain loop that
+    recomputes everything.
     """
 
     def __init__(self, model: Transformer, *, end_of_text: int | None = None) -> None:
@@ -59,9 +58,8 @@ class Engine:
         """Decode until every request has finished, all of them one token a step.
 
         Yields:
-            After each step, (index of the request, new token id) for each request that got one. Setting ``finish`` on a
-            request between
-            steps ends it.
+            After each step, (index of the request, new token id) for each request that got one. Setting ``finish`` on
+            a request between steps ends it.
 
         Raises:
             UsageError: a prompt is empty or holds ids the model does not know.

@@ -1,14 +1,11 @@
 """The Transformer and its parts.
 
 Read in this order: config.py (the fields that choose the parts), transformer.py (the whole model, on one screen),
-attention.py,
-positions.py, feed_forward.py, norms.py (its parts), cache.py (what decoding remembers), initialisation.py, explain.py
-(what a model
-costs before you build it), huggingface.py (the folder other tools open).
+attention.py, positions.py, feed_forward.py, norms.py (its parts), cache.py (what decoding remembers),
+initialisation.py, explain.py (what a model costs before you build it), huggingface.py (the folder other tools open).
 
 Code here is single-device and knows nothing of optimizers, data or processes: parallelism is applied from outside. No
-behaviour hangs
-on a model's name, only on the fields of its config.
+behaviour hangs on a model's name, only on the fields of its config.
 """
 
 from typing import TYPE_CHECKING, Any

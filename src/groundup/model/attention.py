@@ -32,8 +32,7 @@ def visible_keys(queries: int, keys: int, pad_B: Tensor | None, device: torch.de
 
     Returns:
         bool, 1 1 T S without padding and B 1 T S with it. A padding query sees itself, so that its softmax is finite;
-        nothing
-        reads its result.
+        nothing reads its result.
     """
     past = keys - queries
     query_T1 = torch.arange(past, keys, device=device)[:, None]
@@ -58,10 +57,19 @@ def explicit_attention(
     Returns:
         The mixed values, B H T D.
     """
-    scores_BHTS = (q_BHTD * (1.0 / math.sqrt(q_BHTD.shape[-1]))) @ k_BHSD.transpose(-2, -1)
+    B, H, T, D = q_BHTD.shape
+    S = k_BHSD.shape[-2]
     if mask is None:
-        mask = visible_keys(q_BHTD.shape[-2], k_BHSD.shape[-2], None, q_BHTD.device)
-    weights_BHTS = scores_BHTS.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        mask = visible_keys(T, S, None, q_BHTD.device)
+    hidden = torch.zeros(mask.shape, dtype=q_BHTD.dtype, device=q_BHTD.device).masked_fill_(~mask, float("-inf"))
+    # One pass computes hidden + q k^T / sqrt(D): scaling and masking cost as much again when done apart (on a CPU).
+    scores = torch.baddbmm(
+        hidden.expand(B, H, T, S).flatten(0, 1),
+        q_BHTD.flatten(0, 1),
+        k_BHSD.flatten(0, 1).transpose(-2, -1),
+        alpha=1.0 / math.sqrt(D),
+    )
+    weights_BHTS = scores.view(B, H, T, S).softmax(dim=-1)
     if dropout:
         weights_BHTS = F.dropout(weights_BHTS, dropout)
     return weights_BHTS.to(v_BHSD.dtype) @ v_BHSD

@@ -13,9 +13,8 @@ from groundup.model.config import ModelConfig
 class KVCache:
     """A contiguous cache: one preallocated pair of tensors B S G D per layer, filled from the left.
 
-    All sequences of the batch advance together. ``pad_B`` says how many leading positions of each sequence are padding
-    (prompts of
-    unequal length are aligned at their ends), which attention must not see.
+    All sequences of the batch advance together. ``pad_B`` says how many leading positions of each sequence are
+    padding (prompts of unequal length are aligned at their ends), which attention must not see.
     """
 
     def __init__(

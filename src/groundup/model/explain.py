@@ -41,8 +41,8 @@ def explain(
     """Count what ``config`` costs.
 
     FLOPs follow PaLM (Chowdhery et al. 2022, appendix B): 2 per matrix parameter and token forward, plus 4 x n_embd x
-    context per
-    layer for attention's two products at full context (no discount for the causal half), three times that for training.
+    context per layer for attention's two products at full context (no discount for the causal half), three times that
+    for training.
 
     Args:
         micro_batch: sequences of ``context_length`` that pass through at once in training.

@@ -12,8 +12,7 @@ class RotaryTable(nn.Module):
     """Cosines and sines of the rotary position embedding (Su et al. 2021, eq. 15).
 
     Dimension pairs are (i, i + D/2), the convention of the Hugging Face Llama weights, not the interleaved one of the
-    paper; the two
-    differ by a fixed permutation of the head dimension.
+    paper; the two differ by a fixed permutation of the head dimension.
     """
 
     cos_TD: Tensor

@@ -1,8 +1,8 @@
 """Optimizers and schedules.
 
-Read in this order: config.py (the recipe's optim section), groups.py (which parameter gets which treatment, and where a
-further optimizer
-would be added), muon.py (the optimizer PyTorch's users bring themselves), schedule.py (the learning rate over a run).
+Read in this order: config.py (the recipe's optim section), groups.py (which parameter gets which treatment, and where
+a further optimizer would be added), muon.py (the optimizer PyTorch's users bring themselves), schedule.py (the
+learning rate over a run).
 
 This room knows parameters and gradients, never models, data or losses.
 """

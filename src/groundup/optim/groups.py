@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn, optim
 
 from groundup.optim.config import OptimConfig
@@ -38,13 +39,14 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list
     return matrices, embeddings, vectors
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig) -> dict[str, optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
+) -> dict[str, optim.Optimizer]:
     """The optimizers of a run, by name. Every group's ``lr`` starts at the peak; the loop multiplies it by the
     schedule's factor.
 
     Matrices are decayed, embeddings, heads and vectors are not (the practice of Brown et al. 2020 for vectors;
-    embeddings follow
-    nanochat, whose weight decay acts on the Muon matrices alone).
+    embeddings follow nanochat, whose weight decay acts on the Muon matrices alone).
     """
     matrices, embeddings, vectors = split_parameters(model)
     rest = [{"params": embeddings + vectors, "weight_decay": 0.0}]
@@ -58,6 +60,6 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> dict[str, optim.O
     if config.optimizer == "adamw":
         return {"adamw": adamw([decayed, *rest])}
     return {
-        "muon": Muon([decayed], lr=config.learning_rate, momentum=config.momentum),
+        "muon": Muon([decayed], lr=config.learning_rate, momentum=config.momentum, dtype=dtype),
         "adamw": adamw([*rest]),
     }

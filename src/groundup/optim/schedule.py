@@ -32,8 +32,7 @@ def learning_rate_factor(step: int, config: OptimConfig, horizon: Horizon | None
     2024).
 
     The value before the decay does not depend on the horizon, which is why a run with a budget in minutes can start
-    before anybody
-    knows how many steps will fit.
+    before anybody knows how many steps will fit.
 
     Args:
         horizon: None while it is not known: then there is no decay yet.

@@ -1,10 +1,8 @@
 """Training: the one loop, and what surrounds it.
 
-Read in this order: recipe.py (what a run can be told), scaling.py (what it derives when it is not told), objectives.py
-(model and batch
-in, loss out), loop.py (the loop), checkpoint.py (what is saved, and how it comes back exactly), run.py (the run
-folder), pretraining.py
-(from a recipe to a trained model).
+Read in this order: recipe.py (what a run can be told), scaling.py (what it derives when it is not told),
+objectives.py (model and batch in, loss out), loop.py (the loop), checkpoint.py (what is saved, and how it comes back
+exactly), run.py (the run folder), pretraining.py (from a recipe to a trained model).
 
 This room does not know evaluation: what is to happen during a run is handed to it as hooks.
 """

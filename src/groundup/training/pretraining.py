@@ -18,7 +18,7 @@ from groundup.optim import build_optimizers
 from groundup.report import MetricsWriter, add_samples, truncate_metrics, truncate_samples
 from groundup.runtime import GroundupError, Progress, progress, say, write_json
 from groundup.runtime.console import byte_size, clock, quantity
-from groundup.runtime.device import choose_device, choose_precision, matmul_flops
+from groundup.runtime.device import Precision, choose_device, choose_precision, matmul_flops
 from groundup.runtime.environment import describe_environment
 from groundup.runtime.files import folder_lock
 from groundup.runtime.interrupt import stop_on_signals
@@ -86,6 +86,7 @@ class Pretraining:
         device: where it runs.
         flops_per_second: measured speed of matrix products there.
         finished: the horizon has been reached.
+        trained: steps were made in this sitting.
     """
 
     run: RunFolder
@@ -96,6 +97,7 @@ class Pretraining:
     device: torch.device
     flops_per_second: float
     finished: bool = False
+    trained: bool = False
     values: dict[str, Any] = field(default_factory=dict)
 
     def plan_rows(self) -> list[dict[str, Any]]:
@@ -185,7 +187,12 @@ def plan_pretraining(given: Given) -> Pretraining:
 
 
 def _prepare(recipe: PretrainRecipe, run: RunFolder) -> PreparedData:
-    """The run's text, prepared into its folder, or found there from before."""
+    """The run's text, prepared into its folder.
+
+    A run that has trained goes on with the text it began with, whatever has become of the source.
+    """
+    if Checkpoints(run.checkpoints).all():
+        return PreparedData.open(run.data, verify=True)
     return prepare(
         recipe.data,
         run.data,
@@ -225,7 +232,8 @@ class _Sitting:
         self.model = Transformer(recipe.model).to(device)
         if recipe.attention != "auto":
             self.model.backend = recipe.attention
-        self.optimizers = build_optimizers(self.model, recipe.optim)
+        precision: Precision = "float32" if recipe.precision == "auto" else recipe.precision
+        self.optimizers = build_optimizers(self.model, recipe.optim, getattr(torch, precision))
         self.position = Position()
         run = pretraining.run
         if restored is not None:
@@ -250,7 +258,7 @@ class _Sitting:
             seconds=pretraining.budget.seconds,
             log_every=recipe.log_every,
             save_every=recipe.save_every,
-            precision="float32" if recipe.precision == "auto" else recipe.precision,
+            precision=precision,
         )
         self.loader = TokenLoader(pretraining.prepared.train, recipe.model.context_length, self.sequences, recipe.seed)
         train = pretraining.prepared.train
@@ -290,7 +298,7 @@ class _Sitting:
             stop_on_signals() as stop,
         ):
             ended = loop.run(stop)
-        return self.model, replace(self.it, finished=ended == "final")
+        return self.model, replace(self.it, finished=ended == "final", trained=True)
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """One micro-batch on the device."""
