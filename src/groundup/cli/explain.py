@@ -13,7 +13,6 @@ from groundup.runtime import UsageError, say
 from groundup.runtime.console import byte_size, quantity
 from groundup.runtime.errors import nearest
 
-ASSUMED_VOCABULARY = 4096  # where a recipe leaves it to the size of the text
 PLANNED = {"model.n_layer", "model.n_embd", "model.n_head", "model.vocab_size"}  # without these a shape is derived
 
 
@@ -92,15 +91,16 @@ def _planned(given: Given) -> ModelConfig:
     """The model that a recipe which leaves its shape open would come to on this machine, given text enough."""
     from groundup.runtime.device import choose_device, choose_precision, matmul_flops
     from groundup.training.run import settle_length
-    from groundup.training.scaling import Facts, derive, run_budget
+    from groundup.training.scaling import Facts, derive, run_budget, vocabulary_limit
 
     given = settle_length(given)
     device = choose_device(str(given.values.get("device", "auto")))
     precision = choose_precision(str(given.values.get("precision", "auto")), device)
-    vocab_size = int(given.values.get("tokenizer.vocab_size") or ASSUMED_VOCABULARY)
-    facts = Facts(train_tokens=10**9, vocab_size=vocab_size, flops_per_second=matmul_flops(device, precision))
-    plan = derive(given.values, facts, run_budget(given.values))
-    say(f"Derived for this machine ({quantity(facts.flops_per_second)}FLOP/s), given text enough:")
+    speed, budget = matmul_flops(device, precision), run_budget(given.values)
+    vocab_size = int(given.values.get("tokenizer.vocab_size") or vocabulary_limit(given.values, speed, budget))
+    facts = Facts(train_tokens=10**9, vocab_size=vocab_size, flops_per_second=speed)
+    plan = derive(given.values, facts, budget)
+    say(f"Derived for this machine ({quantity(speed)}FLOP/s), given text enough:")
     return ModelConfig.from_dict(
         {k.removeprefix("model."): v for k, v in plan.values.items() if k.startswith("model.")}
     )

@@ -81,7 +81,7 @@ def held_out_loss(model: Transformer, pretraining: Pretraining, *, whole: bool =
     """Loss and bits per byte on the held-out text.
 
     Args:
-        whole: all of it in windows that overlap by half, for the final figure; otherwise about ``eval_tokens`` of it, in
+        whole: all of it in windows that overlap by half, for the final figure; otherwise about ``eval_tokens``, in
             windows spread evenly, each read without what stands before it: much cheaper and a little pessimistic.
     """
     from groundup.evaluation import bits_per_byte, model_scorer
@@ -101,7 +101,7 @@ def held_out_loss(model: Transformer, pretraining: Pretraining, *, whole: bool =
 
 
 def _spread(tokens: TokenSet, most: int, context: int) -> npt.NDArray[np.integer]:
-    """About ``most`` tokens in windows of ``context`` spread evenly over the text: documents differ much in difficulty."""
+    """About ``most`` tokens in windows spread evenly over the text: documents differ much in difficulty."""
     import numpy as np
 
     windows, wanted = tokens.n_tokens // context, max(1, most // context)

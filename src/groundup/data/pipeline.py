@@ -40,14 +40,14 @@ _EXPECTED_SKIPS = {"hidden or tool folder", "hidden file"}  # what nobody needs 
 _OURS = {*PARTS, "tokenizer", STATS, DROPPED}
 
 
-def suggest_vocab_size(n_bytes: int) -> int:
-    """A vocabulary for so much training text: 0.25 n^0.6, rounded down to a power of two, from 288 to 32,768.
+def suggest_vocab_size(n_bytes: int, most: int = 32_768) -> int:
+    """A vocabulary for so much training text: 0.25 n^0.6, rounded down to a power of two, from 288 to ``most``.
 
     The exponent is ours, measured on small corpora (bits per byte after a fixed time): it gives 512 tokens to
     1 MB, 4,096 to 14 MB and 32,768 from 340 MB on.
     """
     size = 0.25 * max(n_bytes, 1) ** 0.6
-    return min(max(1 << max(int(size).bit_length() - 1, 0), 288), 32_768)
+    return max(min(1 << max(int(size).bit_length() - 1, 0), most), 288)
 
 
 def prepare(
@@ -55,6 +55,7 @@ def prepare(
     out: Path,
     *,
     vocab_size: int | None = None,
+    max_vocab_size: int = 32_768,
     pattern: str = "gpt4",
     tokenizer: Tokenizer | None = None,
     corpus: CorpusRecipe | None = None,
@@ -72,6 +73,7 @@ def prepare(
         out: the folder to make.
         vocab_size: of the tokenizer to train; by default what :func:`suggest_vocab_size` gives for the
             training part.
+        max_vocab_size: most tokens where ``vocab_size`` is not given; a small model has no use for many.
         pattern: how the tokenizer cuts text before merging.
         tokenizer: use this one and train none.
         corpus: what to keep, drop and hold out.
@@ -97,7 +99,7 @@ def prepare(
         "source": source.identity(),
         "limit": limit,
         "corpus": asdict(corpus),
-        "vocab_size": vocab_size,
+        "vocab_size": vocab_size or f"by size, at most {max_vocab_size}",
         "pattern": pattern,
         "tokenizer": tokenizer.fingerprint if tokenizer is not None else None,
         "seed": seed,
@@ -110,7 +112,8 @@ def prepare(
         build = _Build(folder, source, corpus, seed, inputs)
         documents = build.clean(build.collect())
         parts = build.split(documents)
-        chosen = tokenizer or build.train_tokenizer(parts, vocab_size, pattern)
+        size = vocab_size or suggest_vocab_size(build.counts["bytes"]["train"], max_vocab_size)
+        chosen = tokenizer or build.train_tokenizer(parts, size, pattern)
         build.write(parts, chosen)
     return PreparedData.open(out)
 
@@ -174,11 +177,10 @@ class _Build:
         self._count("val", parts.val)
         return parts
 
-    def train_tokenizer(self, parts: Split, vocab_size: int | None, pattern: str) -> Tokenizer:
+    def train_tokenizer(self, parts: Split, vocab_size: int, pattern: str) -> Tokenizer:
         """Train a tokenizer on the training part alone."""
-        size = vocab_size or suggest_vocab_size(self.counts["bytes"]["train"])
         with self._stage("tokenizer"):
-            return Tokenizer.train((document.text for document in parts.train), vocab_size=size, pattern=pattern)
+            return Tokenizer.train((document.text for document in parts.train), vocab_size=vocab_size, pattern=pattern)
 
     def write(self, parts: Split, tokenizer: Tokenizer) -> None:
         """Write tokens, texts, tokenizer, what was dropped, and the stats."""

@@ -29,7 +29,7 @@ from groundup.training.loop import Loop, LoopSettings, Milestone, Position
 from groundup.training.objectives import next_token
 from groundup.training.recipe import PretrainRecipe
 from groundup.training.run import RunFolder, resolved, resume_values, settle_length
-from groundup.training.scaling import EFFICIENCY, Budget, Derived, Facts, derive, run_budget
+from groundup.training.scaling import EFFICIENCY, Budget, Derived, Facts, derive, run_budget, vocabulary_limit
 
 
 class HeldOut(Protocol):
@@ -158,11 +158,10 @@ def plan_pretraining(given: Given) -> Pretraining:
     recipe = build(PretrainRecipe, given.values, given.sources)
     budget = run_budget(given.values)
     device = choose_device(recipe.device)
-    with folder_lock(run.path, "working"):
-        prepared = _prepare(recipe, run)
-    width = int(given.values.get("model.n_embd") or 256)
-    precision = choose_precision(recipe.precision, device, width=width)
+    precision = choose_precision(recipe.precision, device, width=int(given.values.get("model.n_embd") or 256))
     speed = matmul_flops(device, precision)
+    with folder_lock(run.path, "working"):
+        prepared = _prepare(recipe, run, vocabulary_limit(given.values, speed, budget))
     facts = Facts(prepared.train.n_tokens, prepared.tokenizer.vocab_size, speed)
     plan = derive(given.values, facts, budget)
     plan.derived = [*derived_before, *plan.derived]
@@ -186,7 +185,7 @@ def plan_pretraining(given: Given) -> Pretraining:
     return pretraining
 
 
-def _prepare(recipe: PretrainRecipe, run: RunFolder) -> PreparedData:
+def _prepare(recipe: PretrainRecipe, run: RunFolder, max_vocab_size: int) -> PreparedData:
     """The run's text, prepared into its folder.
 
     A run that has trained goes on with the text it began with, whatever has become of the source.
@@ -197,6 +196,7 @@ def _prepare(recipe: PretrainRecipe, run: RunFolder) -> PreparedData:
         recipe.data,
         run.data,
         vocab_size=recipe.tokenizer.vocab_size,
+        max_vocab_size=max_vocab_size,
         pattern=recipe.tokenizer.pattern,
         tokenizer=Tokenizer.load(recipe.tokenizer.path) if recipe.tokenizer.path else None,
         corpus=recipe.corpus,

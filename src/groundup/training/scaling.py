@@ -14,11 +14,10 @@ from groundup.runtime.console import quantity
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022, table 3: compute-optimal tokens per parameter
 MAX_EPOCHS = 16.0  # Muennighoff et al. 2023, figure 3: repeats stop paying at about this many passes over the same text
-EFFICIENCY = (
-    0.35  # what a training step of a small model reaches of the measured matrix-product speed; only sizes the plan
-)
+EFFICIENCY = 0.2  # of the measured matrix-product speed, in a training step of a small model; only sizes the plan
 HEAD_DIM = 64  # as in Llama and GPT-2
 MAX_DEPTH = 48
+LARGEST_VOCABULARY = 32_768
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,38 @@ def derive(given: Mapping[str, Any], facts: Facts, budget: Budget) -> Plan:
     return plan
 
 
+def vocabulary_limit(given: Mapping[str, Any], flops_per_second: float, budget: Budget) -> int:
+    """Most tokens a vocabulary should have for the model the budget allows: V = 3.8 N^0.83 / n_embd, a power of two.
+
+    The exponent is that of Tao et al. 2024 ("Scaling Laws with Vocabulary"): a vocabulary should grow more slowly than
+    the rest of the model. The constant is ours, from five-minute runs; it gives 2,048 for 0.7M parameters and about
+    19,000 for GPT-2's 85M.
+
+    Args:
+        given: dotted recipe keys; a given depth or width decides over the budget.
+        flops_per_second: measured speed of matrix products.
+        budget: of the run.
+    """
+    compute = _compute(flops_per_second, budget)
+    depth = given.get("model.n_layer") or given.get("depth")
+    if depth is None and compute is None:
+        return LARGEST_VOCABULARY
+    target = _block_parameters(int(depth)) if depth else math.sqrt((compute or 0.0) / (6 * TOKENS_PER_PARAMETER))
+    width = int(given.get("model.n_embd") or 64 * (depth or _nearest_depth(target)))
+    size = 3.8 * max(target, 1.0) ** 0.83 / width
+    return int(min(LARGEST_VOCABULARY, max(512, 2 ** round(math.log2(size)))))
+
+
+def _block_parameters(depth: int) -> float:
+    """Parameters of the blocks of a model of this depth at a width of 64 x depth."""
+    return 12.0 * depth * (64 * depth) ** 2
+
+
+def _nearest_depth(parameters: float) -> int:
+    """The depth whose blocks come nearest to so many parameters."""
+    return min(range(1, MAX_DEPTH + 1), key=lambda d: abs(math.log(_block_parameters(d) / max(parameters, 1.0))))
+
+
 def _context_length(facts: Facts) -> tuple[int, str]:
     for length in (256, 128, 64, 32, 16, 8):
         if facts.train_tokens >= 64 * length:
@@ -141,11 +172,11 @@ def _context_length(facts: Facts) -> tuple[int, str]:
     return 8, "the text is tiny"
 
 
-def _compute(facts: Facts, budget: Budget) -> float | None:
+def _compute(flops_per_second: float, budget: Budget) -> float | None:
     """The FLOPs of the budget; time is turned into FLOPs by the measured speed."""
     if budget.flops is not None:
         return budget.flops
-    return None if budget.seconds is None else budget.seconds * facts.flops_per_second * EFFICIENCY
+    return None if budget.seconds is None else budget.seconds * flops_per_second * EFFICIENCY
 
 
 def _shape(plan: Plan, facts: Facts, budget: Budget) -> None:
@@ -173,7 +204,7 @@ def _width(depth: int, heads: int | None) -> int:
 
 
 def _depth(facts: Facts, budget: Budget, vocab_size: int) -> tuple[int, str]:
-    compute = _compute(facts, budget)
+    compute = _compute(facts.flops_per_second, budget)
     if compute is None:
         return 4, "no budget was given"
     by_compute = math.sqrt(compute / (6 * TOKENS_PER_PARAMETER))
@@ -182,8 +213,7 @@ def _depth(facts: Facts, budget: Budget, vocab_size: int) -> tuple[int, str]:
     reason = "N = sqrt(C/120), compute-optimal (Hoffmann et al. 2022)"
     if by_text < by_compute:
         reason = f"N = D/20 at {MAX_EPOCHS:.0f} passes over the text (Hoffmann et al. 2022, Muennighoff et al. 2023)"
-    depth = min(range(1, MAX_DEPTH + 1), key=lambda d: abs(math.log(12 * d * (64 * d) ** 2 / target)))
-    return depth, f"{reason}: N = {quantity(target)}"
+    return _nearest_depth(target), f"{reason}: N = {quantity(target)}"
 
 
 def _horizon_and_batch(plan: Plan, facts: Facts, budget: Budget, config: ModelConfig) -> None:
@@ -191,7 +221,7 @@ def _horizon_and_batch(plan: Plan, facts: Facts, budget: Budget, config: ModelCo
     parameters = max(1, costs.total_parameters - costs.parameters["token embedding"] - costs.parameters["output head"])
     given = plan.values
     steps, given_batch = given.get("max_steps"), given.get("batch_tokens")
-    compute = _compute(facts, budget)
+    compute = _compute(facts.flops_per_second, budget)
     if compute is not None:
         tokens, source = compute / costs.training_flops_per_token, "the budget"
     elif steps is not None:
