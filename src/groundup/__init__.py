@@ -5,7 +5,9 @@
 >>> lm.generate("Once", max_tokens=50, temperature=0.8, seed=1)  # doctest: +SKIP
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from groundup.runtime.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -26,11 +28,5 @@ _PUBLIC = {
 
 __all__ = ["GroundupError", "LanguageModel", "ModelConfig", "Tokenizer", "Transformer", "__version__", "load"]
 
-
-def __getattr__(name: str) -> Any:
-    # Loaded on first use, so that `groundup --help` does not wait for torch.
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'groundup' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_PUBLIC[name]), name)
+# Loaded on first use, so that `groundup --help` does not wait for torch.
+__getattr__ = lazy_names(__name__, _PUBLIC)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from groundup.data import Document, open_source, stdlib_source
-from groundup.data.stdlib_source import module_group
+from groundup.data.stdlib_source import TABLE, module_group
 from groundup.runtime import GroundupError
 
 
@@ -102,4 +102,13 @@ def test_a_module_that_cannot_be_imported_is_counted(monkeypatch: pytest.MonkeyP
     source = open_source("stdlib")
     names = {document.name for document in source}
     assert "docs/math" in names
-    assert [(one.name, one.reason) for one in source.skipped] == [("docs/select", "cannot be imported")]
+    skipped = [(one.name, one.reason) for one in source.skipped if one.reason != TABLE]
+    assert skipped == [("docs/select", "cannot be imported")]
+
+
+def test_tables_are_left_out_and_code_is_not() -> None:
+    source = open_source("stdlib")
+    names = {document.name for document in source}
+    tables = {one.name for one in source.skipped if one.reason == TABLE}
+    assert {"stdlib/html/entities.py", "stdlib/encodings/cp1252.py"} <= tables
+    assert {"stdlib/argparse.py", "stdlib/encodings/utf_8.py", "stdlib/opcode.py", "stdlib/mimetypes.py"} <= names

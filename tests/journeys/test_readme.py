@@ -56,7 +56,9 @@ def test_make_demo_takes_a_text_and_ends_with_what_to_try_next(root: Path, tmp_p
     if not (root / ".venv" / ".core").exists():
         pytest.skip("needs the environment that `make setup` makes in .venv/")
     text = tmp_path / "my text.txt"
-    text.write_text("\n".join(f"Line {number} of a text that somebody wrote down, and then some more." for number in range(900)))
+    text.write_text(
+        "\n".join(f"Line {number} of a text that somebody wrote down, and then some more." for number in range(900))
+    )
     out = tmp_path / "my run"
     words = ["make", "demo", f"DATA={text}", f"OUT={out}", "MINUTES=0.1"]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=400)
@@ -67,13 +69,17 @@ def test_make_demo_takes_a_text_and_ends_with_what_to_try_next(root: Path, tmp_p
 
 
 def test_the_makefile_names_the_package_that_is_missing(root: Path, tmp_path: Path) -> None:
-    without = subprocess.run(["make", "setup", "PYTHON=no-such-python3", f"VENV={tmp_path / 'v'}"], cwd=root, capture_output=True, text=True)
+    without = subprocess.run(
+        ["make", "setup", "PYTHON=no-such-python3", f"VENV={tmp_path / 'v'}"], cwd=root, capture_output=True, text=True
+    )
     assert without.returncode != 0
     assert "apt-get install python3" in without.stdout
     fake = tmp_path / "python3"
     fake.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; *version_info*) exit 0;; esac\nexit 0\n')
     fake.chmod(0o755)
-    no_venv = subprocess.run(["make", "setup", f"PYTHON={fake}", f"VENV={tmp_path / 'v'}"], cwd=root, capture_output=True, text=True)
+    no_venv = subprocess.run(
+        ["make", "setup", f"PYTHON={fake}", f"VENV={tmp_path / 'v'}"], cwd=root, capture_output=True, text=True
+    )
     assert no_venv.returncode != 0
     assert "apt-get install python3-venv" in no_venv.stdout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,28 @@ def call_one_of(functions: Mapping[str, Callable[..., None]], command: str, argu
             f"groundup {command} {name}: no such command.{nearest(name, functions)} Known: {', '.join(functions)}."
         )
     call(functions[name], f"{command} {name}", arguments[1:])
+
+
+def second_as_flag(arguments: Sequence[str], flag: str) -> list[str]:
+    """Let an optional second word stand for ``flag``: ``generate MODEL PROMPT``, as everybody types it."""
+    words = list(arguments)
+    if len(words) >= 2 and all(word == "-" or not word.startswith("-") for word in words[:2]):
+        words[1] = f"{flag}={words[1]}"
+    return words
+
+
+def read_stdin() -> str:
+    """All of standard input.
+
+    Raises:
+        UsageError: it is not text in UTF-8.
+    """
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"standard input: byte {error.start} is not UTF-8 text. Convert it first, with iconv."
+        ) from error
 
 
 def recipe_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

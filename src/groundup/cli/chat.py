@@ -62,6 +62,8 @@ class Conversation:
         while True:
             try:
                 line = input("> " if sys.stdin.isatty() else "")
+            except UnicodeDecodeError as error:
+                raise UsageError(f"standard input: byte {error.start} is not UTF-8 text. Convert it first.") from error
             except EOFError:
                 print()
                 return

@@ -18,13 +18,15 @@ def doctor(out: str = "runs") -> None:
         out: the folder runs would be written to
     """
     from rich.table import Table
+    from rich.text import Text
 
     from groundup.runtime.doctor import examine
 
     findings = examine(Path(out))
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for finding in findings:
-        table.add_row(f"[{STYLES[finding.status]}]{finding.status}[/]", finding.name, finding.detail)
+        # Text, not markup: a detail such as pip install 'groundup[data]' is to be shown as it is.
+        table.add_row(Text(finding.status, style=STYLES[finding.status]), Text(finding.name), Text(finding.detail))
     say(table)
     failed = [finding.name for finding in findings if finding.status == "fail"]
     if failed:

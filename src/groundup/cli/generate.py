@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from groundup.cli.arguments import call
+from groundup.cli.arguments import call, read_stdin, second_as_flag
 from groundup.runtime import UsageError
 
 
@@ -37,7 +37,7 @@ def generate(
     """
     if prompt is None and sys.stdin.isatty():
         raise UsageError('groundup generate needs a prompt: groundup generate MODEL "Once upon a time"')
-    text = sys.stdin.read() if prompt in (None, "-") else prompt
+    text = read_stdin() if prompt in (None, "-") else prompt
     from groundup.inference import load
 
     lm = load(model, device=device)
@@ -59,9 +59,4 @@ def generate(
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the flags and generate."""
-    words = list(arguments)
-    # The prompt is optional but positional: `generate MODEL PROMPT` as everybody types it.
-    positional = [index for index, word in enumerate(words[:2]) if not word.startswith("-") or word == "-"]
-    if positional == [0, 1]:
-        words[1:2] = [f"--prompt={words[1]}"]
-    call(generate, "generate", words)
+    call(generate, "generate", second_as_flag(arguments, "--prompt"))

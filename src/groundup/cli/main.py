@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -43,10 +44,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for an error, 2 for a mistake in the command itself, 130 after Ctrl-C.
     """
+    from groundup.runtime.errors import GroundupError, mend
+
     words = list(sys.argv[1:] if arguments is None else arguments)
     cut = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:cut]
     words = [word for position, word in enumerate(words) if word != "--debug" or position > cut]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a character that the terminal lacks is no error
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
+        _discard_output()
+        return 0
+    except (GroundupError, KeyboardInterrupt, OSError, MemoryError) as error:
+        if debug:
+            raise
+        if isinstance(error, GroundupError):
+            return _tell(" ".join(str(error).split()), error.exit_code)
+        if isinstance(error, KeyboardInterrupt):
+            print(file=sys.stderr)  # the terminal has echoed ^C
+            return _tell("stopped.", 130)
+        if isinstance(error, MemoryError):
+            return _tell("not enough memory. Use less data (--limit), a smaller --depth or --micro-batch.", 1)
+        return _tell(f"{error.filename or 'cannot write the output'}: {mend(error)}.", 1)
+
+
+def _run(words: Sequence[str]) -> int:
+    from groundup.runtime.errors import UsageError, nearest
+
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
@@ -55,41 +83,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"groundup {__version__}")
         return 0
-    return _run(words[0], words[1:], debug=debug)
-
-
-def _run(name: str, rest: list[str], *, debug: bool) -> int:
-    from groundup.runtime.errors import GroundupError, UsageError, nearest
-
+    if words[0] not in COMMANDS:
+        raise UsageError(f"{words[0]} is not a command.{nearest(words[0], COMMANDS)} See groundup --help.")
     try:
-        if name not in COMMANDS:
-            raise UsageError(f"{name} is not a command.{nearest(name, COMMANDS)} See groundup --help.")
-        import_module(f"groundup.cli.{COMMANDS[name][0]}").main(rest)
-        sys.stdout.flush()
-        return 0
-    except GroundupError as error:
-        if debug:
-            raise
-        print(f"groundup: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("\ngroundup: stopped.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        import_module(f"groundup.cli.{COMMANDS[words[0]][0]}").main(words[1:])
     except SystemExit as leaving:  # --help has printed
         return leaving.code if isinstance(leaving.code, int) else 0
-    except MemoryError:
-        if debug:
-            raise
-        print(
-            "groundup: not enough memory. Use less data (--limit), a smaller --depth or --micro-batch.",
-            file=sys.stderr,
-        )
-        return 1
+    return 0
+
+
+def _tell(message: str, code: int) -> int:
+    """Say what went wrong in one line, below all that was printed before."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
+    print(f"groundup: {message}", file=sys.stderr)
+    return code
+
+
+def _discard_output() -> None:
+    """Nobody can take standard output any more: let what is still to be flushed go nowhere, quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from groundup.cli.arguments import call_one_of
+from groundup.cli.arguments import call_one_of, read_stdin, second_as_flag
 from groundup.runtime import UsageError, say
 
 
@@ -47,7 +47,7 @@ def encode(tokenizer: str, text: str = "-", allow_special: bool = False) -> None
     """
     from groundup.tokenizer import Tokenizer
 
-    content = sys.stdin.read() if text == "-" else text
+    content = read_stdin() if text == "-" else text
     print(*Tokenizer.load(tokenizer).encode(content, allow_special="all" if allow_special else ()))
 
 
@@ -60,7 +60,7 @@ def decode(tokenizer: str, ids: str = "-") -> None:
     """
     from groundup.tokenizer import Tokenizer
 
-    words = (sys.stdin.read() if ids == "-" else ids).replace(",", " ").split()
+    words = (read_stdin() if ids == "-" else ids).replace(",", " ").split()
     wrong = next((word for word in words if not word.isdecimal()), None)
     if wrong is not None:
         raise UsageError(f"{wrong} is not a token id: ids are whole numbers, separated by spaces.")
@@ -79,7 +79,7 @@ def inspect(tokenizer: str, text: str = "-") -> None:
     from groundup.tokenizer import Tokenizer, compression
 
     tok = Tokenizer.load(tokenizer)
-    content = sys.stdin.read() if text == "-" else text
+    content = read_stdin() if text == "-" else text
     if not content:
         raise UsageError("groundup tokenizer inspect needs a text.")
     colours = ("on blue", "on dark_green", "on dark_magenta", "on dark_cyan", "on grey37")
@@ -100,4 +100,7 @@ COMMANDS: dict[str, Callable[..., None]] = {"train": train, "encode": encode, "d
 
 def main(arguments: Sequence[str]) -> None:
     """Run the sub-command named first."""
-    call_one_of(COMMANDS, "tokenizer", arguments)
+    words = list(arguments)
+    if words and words[0] != "train":
+        words[1:] = second_as_flag(words[1:], "--ids" if words[0] == "decode" else "--text")
+    call_one_of(COMMANDS, "tokenizer", words)

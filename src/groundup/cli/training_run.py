@@ -65,7 +65,7 @@ def run(given: Given) -> RunFolder | None:
     planned = plan_pretraining(given)
     _say_text(planned)
     _announce(planned)
-    model, done = pretrain(planned, Hooks(evaluate=held_out_loss, sample=samples))
+    _, done = pretrain(planned, Hooks(evaluate=held_out_loss, sample=samples))
     if not done.finished:
         say(f"Stopped and saved. The same command goes on from there; the run is in {done.run.path}.")
         return None
@@ -73,7 +73,7 @@ def run(given: Given) -> RunFolder | None:
         say(f"Trained; {clock(time.monotonic() - started)} so far in this sitting.")
     else:
         say(f"{done.run.path} has been trained to its end already. For a new run choose another --out.")
-    conclude(model, done)
+    conclude(done)
     return done.run
 
 
@@ -149,19 +149,28 @@ def _opening(text: str) -> str:
     return opening
 
 
-def conclude(model: Transformer, done: Pretraining) -> None:
-    """Measure the finished model on all of the held-out text beside gzip, xz and the 6-gram, and write the report."""
+def conclude(done: Pretraining) -> None:
+    """Measure the run's best checkpoint on all of the held-out text beside gzip, xz and the 6-gram; write the report.
+
+    The checkpoint is the one that ``generate`` and ``chat`` take: of a run that overfits, not the last.
+    """
     from groundup.evaluation import compare
+    from groundup.inference import find_model
+    from groundup.model import load_model
     from groundup.report import console_table, write_report
 
     evaluation = done.run.path / "evaluation.json"
     if not evaluation.is_file():
+        checkpoint = find_model(done.run.path)
+        model = load_model(checkpoint, device=done.device)
+        model.backend = done.recipe.attention if done.recipe.attention != "auto" else model.backend
         measured = held_out_loss(model, done, whole=True)
         row = {
             "name": f"this model ({quantity(model.parameter_count())} parameters)",
             "bits_per_byte": measured.bits_per_byte,
             "seconds": measured.seconds,
-            "note": f"windows of {done.recipe.model.context_length} tokens, half of each as context",
+            "note": f"{checkpoint.name}, best on held-out text; windows of {done.recipe.model.context_length} tokens, "
+            "half of each as context",
         }
         prepared = done.prepared
         write_json(evaluation, compare(row, prepared.text_bytes("train"), prepared.text_bytes("val")))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -36,15 +37,37 @@ class Given:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: ``3e-4`` is a number, as everybody writes it, not text as YAML 1.1 has it."""
+    """Plain values as in YAML 1.2: ``3e-4`` is a number, ``2026-01-31`` is text. A key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands here twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what :class:`_Loader` would read as something else, and keeps every text on one line."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    letter: list(rules) for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    letter: [(tag, rule) for tag, rule in rules if not tag.endswith(":timestamp")]
+    for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if text.splitlines() not in ([], [text]) else None  # line breaks are escaped between double quotes
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def recipe_files() -> dict[str, Path]:
@@ -67,7 +90,7 @@ def find_recipe(name: str) -> Path:
         return path
     known = recipe_files()
     stem = path.name.removesuffix(".yaml")
-    if path.parent.name in ("", "recipes") and stem in known:
+    if path.parent in (Path(), Path("recipes")) and stem in known:
         return known[stem]
     if path.is_dir():
         raise UsageError(f"{name}: this is a folder, a recipe is a YAML file.")
@@ -93,6 +116,8 @@ def read_recipe(path: Path, cls: type) -> Given:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise UsageError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}).") from error
+    except ValueError as error:  # a number that only looks like one, such as 0x_
+        raise UsageError(f"{path}: not valid YAML ({error}).") from error
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -104,15 +129,22 @@ def read_recipe(path: Path, cls: type) -> Given:
     return Given(values, dict.fromkeys(values, str(path)))
 
 
-def parse_recipe_flags(arguments: Sequence[str], cls: type, command: str, description: str) -> Given:
+def parse_recipe_flags(
+    arguments: Sequence[str], cls: type, command: str, description: str, *, takes: str = ""
+) -> Given:
     """Flags over the keys of ``cls``, only those that were given.
+
+    Args:
+        takes: what the command takes before its flags, for the help: ``[RECIPE]``.
 
     Raises:
         UsageError: an unknown flag, or a value of the wrong type.
         SystemExit: after printing ``--help``.
     """
     keys = keys_of(cls)
-    parser = make_parser(command, description)
+    usage = " ".join(["groundup", command, *takes.split(), "[--KEY VALUE …] [--print-config]"])
+    epilog = "--print-config prints what recipe and flags come to, and stops. KEY may be its last part: --n-layer 6."
+    parser = make_parser(command, description, usage=usage, epilog=epilog)
     parser.add_class_arguments(cls)
     parsed = parse_flags(parser, arguments, keys, defaults=False)
     values = flatten(parsed.as_dict(), keys)
@@ -134,11 +166,8 @@ def build(cls: type[T], values: Mapping[str, Any], sources: Mapping[str, str] | 
     try:
         return cls(**_construct(cls, checked))
     except UsageError as error:
-        named = (
-            next((sources[key] for key in sources if key in str(error) and sources[key] != "flag"), None)
-            if sources
-            else None
-        )
+        words = re.findall(r"[\w.]*\w", str(error))
+        named = next((place for key, place in (sources or {}).items() if key in words and place != "flag"), None)
         raise UsageError(f"{named}: {error}" if named else str(error)) from error
 
 
@@ -159,17 +188,20 @@ def _construct(cls: type, flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def dump_recipe(values: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> str:
     """A recipe as YAML text, in the order given, with a comment behind each key that ``notes`` explains."""
-    lines = yaml.safe_dump(nest(values), sort_keys=False, allow_unicode=True, width=1000).splitlines()
-    if not notes:
-        return "\n".join(lines) + "\n"
-    section, noted = "", []
-    for line in lines:
-        indent, _, _rest = line.partition(":")
-        name = indent.strip()
-        key = f"{section}.{name}" if line.startswith(" ") else name
-        section = name if not line.startswith(" ") and line.endswith(":") else section if line.startswith(" ") else ""
-        noted.append(f"{line}  # {notes[key]}" if key in notes else line)
-    return "\n".join(noted) + "\n"
+    return "".join(f"{line}\n" for line in _recipe_lines(nest(values), notes or {}, "", ""))
+
+
+def _recipe_lines(nested: Mapping[str, Any], notes: Mapping[str, str], section: str, indent: str) -> Iterator[str]:
+    for name, value in nested.items():
+        key = f"{section}{name}"
+        if isinstance(value, dict):
+            yield f"{indent}{name}:"
+            yield from _recipe_lines(value, notes, f"{key}.", f"{indent}  ")
+            continue
+        text = yaml.dump({name: value}, Dumper=_Dumper, allow_unicode=True, width=math.inf)
+        first, *rest = text.rstrip("\n").split("\n")
+        yield f"{indent}{first}  # {' '.join(notes[key].split())}" if key in notes else f"{indent}{first}"
+        yield from (f"{indent}{line}" for line in rest)
 
 
 def save_recipe(path: Path, values: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 import types
 from argparse import ArgumentError, Namespace
@@ -73,6 +74,7 @@ class _Help(DefaultHelpFormatter):
 
     def _format_action_invocation(self, action: Any) -> str:
         text = str(super()._format_action_invocation(action))
+        text = re.sub(r", --[\w.]+\+.*", "", text)  # appending to a list: jsonargparse's own form, which we do not take
         return re.sub(r"--[\w.]+", lambda match: match.group().replace("_", "-"), text)
 
     def _format_usage(self, *args: Any, **kwargs: Any) -> str:
@@ -80,9 +82,14 @@ class _Help(DefaultHelpFormatter):
         return re.sub(r"--[\w.]+", lambda match: match.group().replace("_", "-"), text)
 
 
-def make_parser(command: str, description: str) -> ArgumentParser:
-    """An argument parser in the house's manner: errors are raised, help shows defaults."""
+def make_parser(command: str, description: str, **options: Any) -> ArgumentParser:
+    """An argument parser in the house's manner: errors are raised, help shows defaults.
+
+    Args:
+        options: argparse's own, such as ``usage`` and ``epilog``.
+    """
     return ArgumentParser(
+        **options,
         prog=f"groundup {command}",
         description=description,
         exit_on_error=False,
@@ -135,14 +142,32 @@ def parse_keys(parser: ArgumentParser, flat: Mapping[str, Any], keys: Mapping[st
     Raises:
         UsageError: an unknown key (the nearest is named) or a value of the wrong type.
     """
-    for key in flat:
+    flat = {key: value for key, value in flat.items() if value is not None or not _keys_under(key, keys)}
+    for key, value in flat.items():
+        if under := _keys_under(key, keys):
+            raise UsageError(f"{where}: {key} = {value!r} should be a section of keys, such as {under[0]}.")
         if key not in keys:
             raise UsageError(f"{where}: unknown key {key}.{nearest(key, keys)}")
     try:
         parsed = parser.parse_object(nest(flat), defaults=False)
     except ArgumentError as error:
         raise _usage_error(error, keys, flat, where) from error
-    return flatten(parsed.as_dict(), keys)
+    values = flatten(parsed.as_dict(), keys)
+    _must_be_finite(values, keys, where)
+    return values
+
+
+def _keys_under(section: str, keys: Mapping[str, Any]) -> list[str]:
+    """The keys of a section; none when it is no section."""
+    return [key for key in keys if key.startswith(f"{section}.")]
+
+
+def _must_be_finite(values: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> None:
+    """No key means anything at infinity or at not-a-number, and a run only fails of it much later."""
+    for key, value in values.items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UsageError(f"{where}: {key} = {value} should be {describe_type(keys[key])}, and a finite one.")
 
 
 def parse_flags(
@@ -156,11 +181,13 @@ def parse_flags(
     Raises:
         UsageError: an unknown flag, a missing or a mistyped value.
     """
-    normalised = normalise_flags(arguments, keys)
+    normalised, where = normalise_flags(arguments, keys), parser.prog.removeprefix("groundup ")
     try:
-        return parser.parse_args(normalised, defaults=defaults)
+        parsed = parser.parse_args(normalised, defaults=defaults)
     except ArgumentError as error:
-        raise _usage_error(error, keys, _flag_values(normalised), parser.prog) from error
+        raise _usage_error(error, keys, _flag_values(normalised), where) from error
+    _must_be_finite(flatten(parsed.as_dict(), keys), keys, where)
+    return parsed
 
 
 def _flag_values(normalised: Sequence[str]) -> dict[str, Any]:
@@ -196,5 +223,11 @@ def describe_type(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(describe_type(part) for part in get_args(hint))
     if origin in (list, tuple):
-        return "a list of " + describe_type(get_args(hint)[0])
+        plural = {int: "whole numbers", float: "numbers", str: "texts"}
+        item = get_args(hint)[0]
+        return f"a list of {plural.get(item) or describe_type(item)}, such as {_list_example(item)}"
     return getattr(hint, "__name__", str(hint))
+
+
+def _list_example(item: Any) -> str:
+    return '["one", "two"]' if item is str else "[1, 2]"

@@ -9,7 +9,9 @@ as a pure function of seed and index).
 This room knows numpy but no tensors: it never imports torch, never trains, and never reads a pickle.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from groundup.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from groundup.data.document import Document, Dropped
@@ -57,10 +59,4 @@ __all__ = [
     "suggest_vocab_size",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

@@ -29,6 +29,7 @@ from groundup.data.recipe import CorpusRecipe
 from groundup.data.shards import ShardWriter
 from groundup.data.sources import open_source
 from groundup.data.split import Split, split
+from groundup.data.stdlib_source import TABLE
 from groundup.runtime import GroundupError, UsageError, atomic_folder, progress, say, warn, write_json
 from groundup.tokenizer import Tokenizer
 
@@ -36,7 +37,7 @@ MIN_TEXT_BYTES = 2_000
 SMALL_TEXT_BYTES = 100_000
 
 _BATCH_CHARS = 4_000_000  # text encoded at a time
-_EXPECTED_SKIPS = {"hidden or tool folder", "hidden file"}  # what nobody needs to be warned about
+_EXPECTED_SKIPS = {"hidden or tool folder", "hidden file", TABLE}  # what nobody needs to be warned about
 _OURS = {*PARTS, "tokenizer", STATS, DROPPED}
 
 

@@ -6,7 +6,9 @@ language_model.py (model, tokenizer and engine behind one name; how a run, a che
 This room never trains, and knows nothing of HTTP or terminals.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from groundup.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from groundup.inference.engine import Engine
@@ -23,10 +25,4 @@ _LAZY = {
     "load": "language_model",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazy_names(__name__, _LAZY)

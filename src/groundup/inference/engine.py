@@ -42,17 +42,32 @@ class Request:
             self.generator.manual_seed(self.params.seed)
 
 
+def window_start(length: int, context: int) -> int:
+    """Where the window of a sequence of ``length`` tokens starts: 0 while it fits, then moved on by half a context each
+    time it is full. It depends on nothing else, so that neither the prompt's share nor the batch changes a result.
+    """
+    hop = context - context // 2
+    return 0 if length <= context else -(-(length - context) // hop) * hop
+
+
 class Engine:
     """Decodes requests on one model.
 
-    The context is a window: when a sequence outgrows ``context_length``, its second half is read again from the start
-    of a fresh cache and decoding goes on. Within the window, greedy decoding gives the tokens of the plain loop that
-    recomputes everything.
+    The context is a window (:func:`window_start`): when a sequence outgrows ``context_length``, its second half is read
+    again from the start of a fresh cache and decoding goes on. Greedy decoding gives the tokens of the plain loop that
+    recomputes the whole window for every token, and a request gets the same tokens alone and in any batch.
+
+    Args:
+        model: the weights; put into evaluation mode.
+        end_of_text: the token that ends a request, and is not part of its result; None for none.
+        vocab_size: choose among the ids below this one only, for a model whose vocabulary was padded past its
+            tokenizer's; None for all.
     """
 
-    def __init__(self, model: Transformer, *, end_of_text: int | None = None) -> None:
+    def __init__(self, model: Transformer, *, end_of_text: int | None = None, vocab_size: int | None = None) -> None:
         self.model = model.eval()
         self.end_of_text = end_of_text
+        self.vocab_size = model.config.vocab_size if vocab_size is None else vocab_size
 
     def run(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
         """Decode until every request has finished, all of them one token a step.
@@ -101,7 +116,7 @@ class Engine:
         step = []
         for row, index in enumerate(active):
             request = requests[index]
-            token = choose(logits_BV[row, : self.model.config.vocab_size], request.params, request.generator)
+            token = choose(logits_BV[row, : self.vocab_size], request.params, request.generator)
             if token == self.end_of_text:
                 request.finish = "end_of_text"
                 continue
@@ -112,10 +127,9 @@ class Engine:
         return step
 
     def _read(self, sequences: Sequence[list[int]]) -> tuple[KVCache, Tensor]:
-        """Read whole sequences into a fresh cache; the logits after the last token of each, B V."""
+        """Read the window of each sequence into a fresh cache; the logits after the last token of each, B V."""
         context = self.model.config.context_length
-        keep = context if max(map(len, sequences)) < context else max(1, context // 2)
-        windows = [sequence[-keep:] for sequence in sequences]
+        windows = [sequence[window_start(len(sequence), context) :] for sequence in sequences]
         longest = max(map(len, windows))
         dtype = self.model.embedding.weight.dtype
         cache = KVCache(self.model.config, len(windows), context, device=self._device, dtype=dtype)

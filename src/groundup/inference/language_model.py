@@ -21,6 +21,15 @@ from groundup.runtime.errors import nearest
 from groundup.runtime.files import verify_folder
 from groundup.tokenizer import Tokenizer
 
+_SAVED_FILES = {  # what LanguageModel.save writes, and may replace
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocabulary.txt",
+}
+
 
 def find_model(name: str | os.PathLike[str]) -> Path:
     """The Hugging Face folder that MODEL means: itself, a run's best or latest checkpoint, or ``hf:owner/name``.
@@ -39,6 +48,8 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     for pointer in pointers:
         if (pointer / "config.json").is_file():
             return pointer.resolve()
+    if path.is_file():
+        raise UsageError(f"{text}: this is a file. MODEL is the folder that it lies in.")
     if path.is_dir():
         if (path / "recipe.yaml").is_file():
             raise UsageError(f"{text}: this run has no checkpoint yet.")
@@ -61,7 +72,7 @@ def _download(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=wanted, etag_timeout=10))
     except Exception as error:  # the hub client raises a dozen kinds; each means that the model could not be had
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise GroundupError(
             f"hf:{repository}: cannot fetch this model ({reason}). "
             "Check the name and the network, or pass a local folder."
@@ -101,7 +112,7 @@ class LanguageModel:
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.engine = Engine(self.model, end_of_text=tokenizer.end_of_text_id)
+        self.engine = Engine(self.model, end_of_text=tokenizer.end_of_text_id, vocab_size=tokenizer.vocab_size)
 
     @overload
     def generate(self, prompts: str, **sampling: Unpack[Sampling]) -> str: ...
@@ -178,8 +189,17 @@ class LanguageModel:
         return total
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a Hugging Face folder: weights, config and tokenizer, whole or not at all."""
-        with atomic_folder(folder) as place:
+        """Write a Hugging Face folder: weights, config and tokenizer, whole or not at all.
+
+        Raises:
+            UsageError: the folder holds anything but such a model, which would be lost.
+            GroundupError: it cannot be written.
+        """
+        path = Path(folder)
+        others = sorted({entry.name for entry in path.iterdir()} - _SAVED_FILES) if path.is_dir() else []
+        if others:
+            raise UsageError(f"{path}: {others[0]} is here already and would be lost. Save to a new folder.")
+        with atomic_folder(path) as place:
             save_model(self.model, place, bos_id=self.tokenizer.end_of_text_id, eos_id=self.tokenizer.end_of_text_id)
             self.tokenizer.save(place)
 
@@ -196,7 +216,10 @@ class _TextStream:
 
     def push(self, token: int) -> bool:
         """Add a token; True once a stop text has been met."""
-        self.text += self._decoder.decode(self.tokenizer.token_bytes(token))
+        return self._extend(self._decoder.decode(self.tokenizer.token_bytes(token)))
+
+    def _extend(self, text: str) -> bool:
+        self.text += text
         ends = [self.text.find(stop) for stop in self.stop if stop in self.text]
         if ends:
             self.text, self.stopped = self.text[: min(ends)], True
@@ -205,7 +228,7 @@ class _TextStream:
     def take(self, *, final: bool = False) -> str:
         """What may be shown now and was not yet: all but a tail that could still become a stop text."""
         if final and not self.stopped:
-            self.text += self._decoder.decode(b"", final=True)
+            self._extend(self._decoder.decode(b"", final=True))
         held = 0
         if not final and not self.stopped:
             held = max((_overlap(self.text, stop) for stop in self.stop), default=0)

@@ -21,7 +21,7 @@ class Sampling(TypedDict, total=False):
     top_k: int | None
     top_p: float
     min_p: float
-    stop: Sequence[str]
+    stop: str | Sequence[str]
     seed: int | None
 
 
@@ -29,14 +29,16 @@ class Sampling(TypedDict, total=False):
 class SamplingParams:
     """How the tokens of one request are chosen.
 
+    The filters apply in the order temperature, top_k, min_p, top_p, each to what the one before it left.
+
     Args:
         max_tokens: most tokens to generate
         temperature: 0 takes the likeliest token; 1 samples from the model's own distribution
-        top_k: keep only the k likeliest tokens (Fan et al. 2018); None for all
+        top_k: keep only the k likeliest tokens (Fan et al. 2018) and those as likely as the k-th; None for all
         top_p: keep the smallest set of likeliest tokens whose probability reaches p (Holtzman et al. 2020)
         min_p: drop tokens less likely than this fraction of the likeliest one's probability (Nguyen et al. 2024)
         stop: texts that end the generation; none of them is part of the result
-        seed: makes the request repeatable, whatever else is in its batch; None draws one
+        seed: makes the request repeatable, whatever else is in its batch; at least 0; None draws one
     """
 
     max_tokens: int = 128
@@ -49,8 +51,10 @@ class SamplingParams:
 
     @classmethod
     def of(cls, **sampling: Unpack[Sampling]) -> SamplingParams:
-        """Build from keyword arguments; ``stop`` may be any sequence of texts."""
-        return cls(**{**sampling, "stop": tuple(sampling.get("stop", ()))})  # type: ignore[arg-type]
+        """Build from keyword arguments; ``stop`` may be one text or any sequence of texts."""
+        stop = sampling.get("stop", ())
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        return cls(**{**sampling, "stop": stop})  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -63,6 +67,8 @@ class SamplingParams:
             raise UsageError(f"top_p = {self.top_p} must be above 0 and at most 1.")
         if not 0.0 <= self.min_p < 1.0:
             raise UsageError(f"min_p = {self.min_p} must be at least 0 and below 1.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed = {self.seed} must be at least 0 and below 2^63.")
         if "" in self.stop:
             raise UsageError("stop: an empty text would end every generation at once.")
 
@@ -80,8 +86,9 @@ def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
         )
     if params.temperature == 0.0:
         return torch.zeros_like(logits_V).scatter_(0, logits_V.argmax()[None], 1.0)
-    # The maximum is taken off before the division, so that a very small temperature cannot overflow.
-    logits_V = (logits_V - logits_V.max()) / params.temperature
+    # The maximum is taken off before the division, so that a very small temperature cannot overflow; one that float32
+    # rounds to zero would divide 0 by 0.
+    logits_V = (logits_V - logits_V.max()) / max(params.temperature, torch.finfo(torch.float32).tiny)
     if params.top_k is not None and params.top_k < logits_V.numel():
         kth = logits_V.topk(params.top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < kth, -math.inf)

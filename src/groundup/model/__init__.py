@@ -8,10 +8,11 @@ Code here is single-device and knows nothing of optimizers, data or processes: p
 behaviour hangs on a model's name, only on the fields of its config.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from groundup.model.config import PRESETS, ModelConfig
 from groundup.model.explain import Explanation, explain
+from groundup.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from groundup.model.attention import BACKENDS, fastest_backend
@@ -32,10 +33,4 @@ _LAZY = {  # these import torch, which `groundup --help` and `groundup explain` 
 __all__ = ["BACKENDS", "PRESETS", "Explanation", "KVCache", "ModelConfig", "Transformer", "explain"]
 __all__ += ["fastest_backend", "load_model", "read_config", "save_model"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazy_names(__name__, _LAZY)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from groundup.runtime import UsageError
 from groundup.runtime.errors import nearest
+
+Norm = Literal["rmsnorm", "layernorm"]
+Positions = Literal["rope", "learned", "none"]
+FeedForward = Literal["swiglu", "gelu", "relu2"]
+_CHOICES = {"norm": Norm, "positions": Positions, "feed_forward": FeedForward}
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,11 @@ class ModelConfig:
     n_kv_head: int | None = None
     n_embd: int = 768
     n_ff: int | None = None
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm: Norm = "rmsnorm"
     norm_eps: float = 1e-6
-    positions: Literal["rope", "learned", "none"] = "rope"
+    positions: Positions = "rope"
     rope_theta: float = 10_000.0
-    feed_forward: Literal["swiglu", "gelu", "relu2"] = "swiglu"
+    feed_forward: FeedForward = "swiglu"
     qk_norm: bool = True
     bias: bool = False
     tie_embeddings: bool = True
@@ -57,16 +62,27 @@ class ModelConfig:
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)} must be at least 1.")
+        for name, choices in _CHOICES.items():
+            value, known = getattr(self, name), get_args(choices)
+            if value not in known:
+                near = nearest(str(value), known)
+                raise UsageError(f"model.{name} = {value} is not one of {', '.join(known)}.{near}")
         if self.n_embd % self.n_head:
-            heads = ", ".join(str(n) for n in range(1, self.n_embd + 1) if self.n_embd % n == 0 and n <= 64)
+            widest = max(1, self.n_embd // 8)  # heads narrower than 8 dimensions are not worth naming
+            fitting = [n for n in range(1, widest + 1) if self.n_embd % n == 0]
+            if self.positions == "rope":  # which needs an even head size besides
+                fitting = [n for n in fitting if self.n_embd // n % 2 == 0] or fitting
             raise UsageError(
-                f"model.n_head = {self.n_head} does not divide model.n_embd = {self.n_embd}. Heads that would: {heads}."
+                f"model.n_head = {self.n_head} does not divide model.n_embd = {self.n_embd}. "
+                f"Heads that would: {', '.join(map(str, fitting))}."
             )
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
         if self.n_ff is None:
             swiglu_width = -(-8 * self.n_embd // (3 * 32)) * 32
             object.__setattr__(self, "n_ff", swiglu_width if self.feed_forward == "swiglu" else 4 * self.n_embd)
+        if self.ff_dim < 1:
+            raise UsageError(f"model.n_ff = {self.n_ff} must be at least 1.")
         if self.kv_heads < 1 or self.n_head % self.kv_heads:
             groups = ", ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
             raise UsageError(

@@ -1,10 +1,9 @@
 """The folder other tools open: config.json and model.safetensors, as transformers reads and writes them.
 
 A config whose parts are those of an architecture that transformers knows is saved as that architecture and loads there
-with equal
-logits: Llama (rmsnorm, rope, swiglu, no biases) and Qwen3 (the same with qk_norm). Anything else is saved with
-    ``model_type:
-groundup`` and says so. Weights are read from safetensors only; nothing is ever unpickled and no remote code is run.
+with equal logits: Llama (rmsnorm, rope, swiglu, no biases) and Qwen3 (the same with qk_norm). Anything else is saved
+with ``model_type: groundup`` and says so. Weights are read from safetensors only; nothing is ever unpickled and no
+remote code is run.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from groundup.model.config import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.runtime import GroundupError, os_errors, read_json, write_json
+from groundup.runtime import GroundupError, UsageError, os_errors, read_json, write_json
 
 _LLAMA_NAMES = {  # ours -> the Llama family's; {} is the layer
     "embedding.weight": "model.embed_tokens.weight",
@@ -62,12 +61,14 @@ def _theirs(name: str, kind: str) -> str:
     return _LLAMA_NAMES[pattern].format(layer.group(1) if layer else "")
 
 
-def config_to_hf(config: ModelConfig, *, bos_id: int | None = None, eos_id: int | None = None) -> dict[str, Any]:
-    """The content of ``config.json`` for this config."""
+def config_to_hf(
+    config: ModelConfig, *, dtype: str = "float32", bos_id: int | None = None, eos_id: int | None = None
+) -> dict[str, Any]:
+    """The content of ``config.json`` for this config; ``dtype`` is that of the weights beside it."""
     kind = model_type(config)
     common: dict[str, Any] = {
         "model_type": kind,
-        "dtype": "float32",
+        "dtype": dtype,
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
     }
@@ -101,11 +102,25 @@ def config_from_hf(values: dict[str, Any], where: Path) -> ModelConfig:
     """The config that a ``config.json`` describes.
 
     Raises:
-        GroundupError: the model type is unknown, a field is missing, or it uses a part we do not have yet.
+        GroundupError: the model type is unknown, a field is missing or makes no sense, or it uses a part we do not
+            have yet.
     """
+    try:
+        if values.get("model_type") == "groundup":
+            return ModelConfig.from_dict(values["groundup"])
+        return _config_of_the_llama_family(values, where)
+    except KeyError as error:
+        raise GroundupError(f"{where}: the field {error} is missing from this model config.") from error
+    except UsageError as error:  # nobody typed it: the file is wrong, not the command
+        raise GroundupError(f"{where}: {error}") from error
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        raise GroundupError(f"{where}: this model config is damaged: a field has an impossible value ({error}).") from (
+            error
+        )
+
+
+def _config_of_the_llama_family(values: dict[str, Any], where: Path) -> ModelConfig:
     kind = values.get("model_type")
-    if kind == "groundup":
-        return ModelConfig.from_dict(values["groundup"])
     if kind not in ("llama", "qwen3"):
         raise GroundupError(
             f"{where}: model_type {kind!r} is not one groundup reads yet. It reads llama, qwen3 and groundup."
@@ -122,34 +137,36 @@ def config_from_hf(values: dict[str, Any], where: Path) -> ModelConfig:
     for part, present in unsupported.items():
         if present:
             raise GroundupError(f"{where}: this {kind} model uses {part}, which groundup does not have yet.")
-    try:
-        heads, width = values["num_attention_heads"], values["hidden_size"]
-        if values.get("head_dim") not in (None, width // heads):
-            raise GroundupError(
-                f"{where}: head_dim {values['head_dim']} differs from hidden_size / num_attention_heads."
-            )
-        return ModelConfig(
-            vocab_size=values["vocab_size"],
-            context_length=values["max_position_embeddings"],
-            n_layer=values["num_hidden_layers"],
-            n_head=heads,
-            n_kv_head=values.get("num_key_value_heads", heads),
-            n_embd=width,
-            n_ff=values["intermediate_size"],
-            norm_eps=values.get("rms_norm_eps", 1e-6),
-            rope_theta=rope.get("rope_theta", values.get("rope_theta", 10_000.0)),
-            qk_norm=kind == "qwen3",
-            tie_embeddings=values.get("tie_word_embeddings", False),
-            dropout=values.get("attention_dropout", 0.0),
-            init_std=values.get("initializer_range", 0.02),
-        )
-    except KeyError as error:
-        raise GroundupError(f"{where}: the field {error} is missing from this {kind} config.") from error
+    heads, width = values["num_attention_heads"], values["hidden_size"]
+    if values.get("head_dim") not in (None, width // heads):
+        raise GroundupError(f"{where}: head_dim {values['head_dim']} differs from hidden_size / num_attention_heads.")
+    return ModelConfig(
+        vocab_size=values["vocab_size"],
+        context_length=values["max_position_embeddings"],
+        n_layer=values["num_hidden_layers"],
+        n_head=heads,
+        n_kv_head=values.get("num_key_value_heads", heads),
+        n_embd=width,
+        n_ff=values["intermediate_size"],
+        norm_eps=values.get("rms_norm_eps", 1e-6),
+        rope_theta=rope.get("rope_theta", values.get("rope_theta", 10_000.0)),
+        qk_norm=kind == "qwen3",
+        tie_embeddings=values.get("tie_word_embeddings", False),
+        dropout=values.get("attention_dropout", 0.0),
+        init_std=values.get("initializer_range", 0.02),
+    )
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The model config of a Hugging Face folder (no weights are read)."""
-    return config_from_hf(read_json(folder / "config.json", "model config"), folder / "config.json")
+    """The model config of a Hugging Face folder (no weights are read).
+
+    Raises:
+        GroundupError: it is missing, damaged, or describes a model we do not have.
+    """
+    values = read_json(folder / "config.json", "model config")
+    if not isinstance(values, dict):
+        raise GroundupError(f"{folder / 'config.json'}: this model config is damaged: it holds no named fields.")
+    return config_from_hf(values, folder / "config.json")
 
 
 def save_model(model: Transformer, folder: Path, *, bos_id: int | None = None, eos_id: int | None = None) -> None:
@@ -168,7 +185,9 @@ def save_model(model: Transformer, folder: Path, *, bos_id: int | None = None, e
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         except SafetensorError as error:  # safetensors wraps the operating system's error in its own
             raise _as_os_error(error, folder / "model.safetensors") from error
-        write_json(folder / "config.json", config_to_hf(model.config, bos_id=bos_id, eos_id=eos_id))
+        dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+        config = config_to_hf(model.config, dtype=dtype, bos_id=bos_id, eos_id=eos_id)
+        write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eos_id})
 
 
@@ -182,7 +201,11 @@ def _as_os_error(error: SafetensorError, path: Path) -> Exception:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(read_json(index, "weight index")["weight_map"].values()))]
+        try:
+            names = set(read_json(index, "weight index")["weight_map"].values())
+        except (KeyError, TypeError, AttributeError) as error:
+            raise GroundupError(f"{index}: this weight index is damaged: it has no weight_map.") from error
+        return [folder / name for name in sorted(names)]
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]

@@ -25,7 +25,9 @@ class RotaryTable(nn.Module):
 
     def _fill(self, length: int, device: torch.device | None = None) -> None:
         exponents_D2 = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
-        angles_TD2 = torch.outer(torch.arange(length, dtype=torch.float32, device=device), self.theta**-exponents_D2)
+        # Written as transformers writes it: theta**-x differs in the last bit, which grows with the position.
+        frequencies_D2 = 1.0 / self.theta**exponents_D2
+        angles_TD2 = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies_D2)
         angles_TD = torch.cat([angles_TD2, angles_TD2], dim=-1)
         self.register_buffer("cos_TD", angles_TD.cos(), persistent=False)
         self.register_buffer("sin_TD", angles_TD.sin(), persistent=False)

@@ -7,10 +7,11 @@ learning rate over a run).
 This room knows parameters and gradients, never models, data or losses.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from groundup.optim.config import OptimConfig
 from groundup.optim.schedule import Horizon, learning_rate_factor
+from groundup.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from groundup.optim.groups import build_optimizers
@@ -20,10 +21,4 @@ __all__ = ["Horizon", "Muon", "OptimConfig", "build_optimizers", "learning_rate_
 
 _LAZY = {"Muon": "muon", "build_optimizers": "groups"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazy_names(__name__, _LAZY)

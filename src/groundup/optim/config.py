@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,8 +41,9 @@ class OptimConfig:
     final_learning_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise UsageError(f"optim.learning_rate = {self.learning_rate} must be above 0.")
+        for name in ("learning_rate", "eps"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise UsageError(f"optim.{name} = {getattr(self, name)} must be above 0.")
         if not 0.0 <= self.decay_fraction <= 1.0:
             raise UsageError(f"optim.decay_fraction = {self.decay_fraction} must lie between 0 and 1.")
         if not 0.0 <= self.final_learning_rate <= 1.0:
@@ -49,7 +51,7 @@ class OptimConfig:
                 f"optim.final_learning_rate = {self.final_learning_rate} must lie between 0 and 1: it is a fraction."
             )
         for name in ("warmup_steps", "weight_decay", "grad_clip"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # so written, NaN is refused too
                 raise UsageError(f"optim.{name} = {getattr(self, name)} must not be negative.")
         for name in ("beta1", "beta2", "momentum"):
             if not 0.0 <= getattr(self, name) < 1.0:

@@ -91,7 +91,10 @@ class Muon(torch.optim.Optimizer):
         gradients = []
         for parameter in parameters:
             assert parameter.grad is not None
-            buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffer = state["momentum_buffer"]
             buffer.lerp_(parameter.grad, 1 - momentum)
             gradients.append(parameter.grad.lerp(buffer, momentum))
         updates = orthogonalize(torch.stack(gradients), dtype=self.dtype)

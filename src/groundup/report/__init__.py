@@ -9,10 +9,11 @@ This room reads what a run left on the disk. It computes no model and no measure
 writes needs no network, no script and no other file to be read.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from groundup.report.metrics import MetricsWriter, read_metrics, truncate_metrics
 from groundup.report.samples import add_samples, truncate_samples
+from groundup.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from groundup.report.html import write_report
@@ -30,10 +31,4 @@ __all__ = [
     "write_report",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazy_names(__name__, _LAZY)

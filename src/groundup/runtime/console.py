@@ -21,9 +21,13 @@ def console(stderr: bool = False) -> Console:
     """The one rich console of a stream. Wraps at 120 columns where the output is not a terminal."""
     from rich.console import Console
 
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise
+
     stream_is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
     width = None if stream_is_terminal or "COLUMNS" in os.environ else 120
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+    return PipeConsole(stderr=stderr, highlight=False, soft_wrap=True, width=width)
 
 
 def say(message: Any = "", *, style: str | None = None) -> None:

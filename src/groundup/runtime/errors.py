@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -45,6 +46,7 @@ _MENDS = {
     errno.ENOENT: "no such file or folder. Check the path",
     errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another path",
     errno.EISDIR: "this is a folder, a file was expected",
+    errno.EEXIST: "something of that name is there already. Choose another path",
     errno.ENAMETOOLONG: "the name is too long. Choose a shorter path",
     errno.EFBIG: "the file would grow past the limit set for it (ulimit -f). Raise the limit or choose another folder",
     errno.EIO: "the disk reported an error. Check the disk",
@@ -63,6 +65,15 @@ def os_errors(path: str | os.PathLike[str], doing: str = "cannot use") -> Iterat
     try:
         yield
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else path
-        mend = _MENDS.get(error.errno or 0, error.strerror or str(error))
-        raise GroundupError(f"{doing} {os.fspath(where)}: {mend}.") from error
+        where = _known_name(error.filename if isinstance(error.filename, str) else os.fspath(path))
+        raise GroundupError(f"{doing} {where}: {mend(error)}.") from error
+
+
+def mend(error: OSError) -> str:
+    """What is wrong and what to do about it, for an error of the operating system."""
+    return _MENDS.get(error.errno or 0, error.strerror or str(error))
+
+
+def _known_name(path: str) -> str:
+    """The path a person knows: without the temporary name that a writer gave it until it is whole (see files.py)."""
+    return re.sub(r"(^|/)\.([^/]+)\.[0-9a-f]{8}\.(?:part|old)(?=/|$)", r"\1\2", path)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from groundup.runtime.errors import GroundupError, os_errors
+
+# What stands beside a path while it is written (part) or replaced (old); errors.py knows the same pattern.
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>part|old)")
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """A hidden name in the same folder, and so on the same file system, that no other writer has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
 
 
 def fsync_folder(folder: Path) -> None:
@@ -32,7 +42,7 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = _beside(path, "part")
     with os_errors(path, "cannot write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -74,15 +84,18 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Build a folder beside ``path`` and rename it into place when the block ends well.
 
     Every file in it is flushed to the disk before the rename, so that after a crash the folder is whole or absent.
-    A folder that stood at ``path`` is replaced. If the block raises, nothing at ``path`` has changed.
+    A folder that stood at ``path`` is replaced; killed between the two renames of that, it waits beside ``path`` for
+    :func:`remove_leftovers` to put it back. If the block raises, nothing at ``path`` has changed.
 
     Raises:
-        GroundupError: the place cannot be written.
+        GroundupError: the place cannot be written, or holds a file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary, retired = _beside(path, "part"), _beside(path, "old")
     with os_errors(path, "cannot write"):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         temporary.mkdir()
         try:
             yield temporary
@@ -91,29 +104,42 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                     with open(os.path.join(folder, name), "rb") as file:
                         os.fsync(file.fileno())
                 fsync_folder(Path(folder))
-            retired = None
             if path.exists():
-                retired = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
                 os.replace(path, retired)
             os.replace(temporary, path)
             fsync_folder(path.parent)
-            if retired is not None:
-                shutil.rmtree(retired, ignore_errors=True)
         except BaseException:
+            if retired.exists() and not path.exists():
+                os.replace(retired, path)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            if path.exists():
+                shutil.rmtree(retired, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what writers killed in the middle left in ``folder`` (``.name.xxxx.part`` and ``.name.xxxx.old``)."""
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what writers killed in the middle left in ``folder`` (``.name.xxxxxxxx.part`` and ``.name.xxxxxxxx.old``).
+
+    A folder that was being replaced and has no successor yet goes back to its place.
+
+    Args:
+        folder: where to look.
+        name: only what was left of this file or folder.
+    """
     if not folder.is_dir():
         return
-    for entry in folder.iterdir():
-        if entry.name.startswith(".") and entry.suffix in (".part", ".old"):
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
+    for entry in list(folder.iterdir()):
+        left = _LEFTOVER.fullmatch(entry.name)
+        if left is None or name not in (None, left["name"]):
+            continue
+        with suppress(OSError):  # what cannot be removed is in nobody's way
+            if left["kind"] == "old" and not (folder / left["name"]).exists():
+                os.replace(entry, folder / left["name"])
+            elif entry.is_dir():
+                shutil.rmtree(entry)
             else:
-                entry.unlink(missing_ok=True)
+                entry.unlink()
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -140,7 +166,10 @@ def verify_folder(folder: Path) -> None:
     """
     if not (folder / "checksums.json").exists():
         return
-    for name, expected in read_json(folder / "checksums.json", "checksum list").items():
+    listed = read_json(folder / "checksums.json", "checksum list")
+    if not isinstance(listed, dict):
+        raise GroundupError(f"{folder / 'checksums.json'}: this checksum list is damaged: it lists nothing.")
+    for name, expected in listed.items():
         path = folder / name
         if not path.is_file():
             raise GroundupError(f"{path}: missing, though the checkpoint lists it.")

@@ -14,7 +14,7 @@ def seed_everything(seed: int) -> None:
 
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed % 2**64)  # torch refuses larger ones
 
 
 def rng_state() -> dict[str, Any]:

@@ -7,8 +7,9 @@ exactly), run.py (the run folder), pretraining.py (from a recipe to a trained mo
 This room does not know evaluation: what is to happen during a run is handed to it as hooks.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from groundup.runtime.lazy import lazy_names
 from groundup.training.recipe import PretrainRecipe
 from groundup.training.scaling import Derived, parse_budget
 
@@ -40,10 +41,4 @@ __all__ = [
 ]
 __all__ += ["plan_pretraining", "pretrain"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazy_names(__name__, _LAZY)

@@ -292,6 +292,7 @@ class _Sitting:
         self.loop = loop
         if loop.horizon is not None and self.position.step >= loop.horizon.steps:
             return self.model, replace(self.it, finished=True)
+        run.forget_evaluation()
         with (
             MetricsWriter(run.metrics) as self.metrics,
             progress("training", total=1.0) as self.progress,

@@ -79,6 +79,10 @@ class RunFolder:
         """Note the horizon durably: steps after this depend on it, and a crash must not change it."""
         write_json(self.path / "horizon.json", {"steps": horizon.steps, "decay_from": horizon.decay_from})
 
+    def forget_evaluation(self) -> None:
+        """The weights are about to change: what was measured on them no longer holds."""
+        (self.path / "evaluation.json").unlink(missing_ok=True)
+
     def forget_horizon(self) -> None:
         """The budget has changed: the horizon is to be found anew."""
         (self.path / "horizon.json").unlink(missing_ok=True)

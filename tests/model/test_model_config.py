@@ -1,0 +1,91 @@
+"""The config: what is derived, what is refused, and that asking for it costs no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from groundup.model import PRESETS, ModelConfig
+from groundup.runtime import UsageError
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"n_embd": 384, "n_head": 7},
+            r"n_head = 7 does not divide model\.n_embd = 384\. Heads that would: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48\.$",
+        ),
+        ({"n_embd": 90, "n_head": 7}, r"Heads that would: 1, 3, 5, 9\.$"),  # the others' head size is odd
+        ({"n_embd": 90, "n_head": 7, "positions": "none"}, r"Heads that would: 1, 2, 3, 5, 6, 9, 10\.$"),
+        (
+            {"n_head": 12, "n_kv_head": 5},
+            r"model\.n_kv_head = 5 does not divide model\.n_head = 12.*: 1, 2, 3, 4, 6, 12",
+        ),
+        ({"n_head": 12, "n_kv_head": 0}, r"model\.n_kv_head = 0"),
+        ({"n_head": 12, "n_kv_head": 24}, r"model\.n_kv_head = 24"),
+        ({"n_embd": 33, "n_head": 3}, r"model\.n_embd / model\.n_head = 11 is odd.*learned"),
+        ({"n_layer": 0}, r"model\.n_layer = 0 must be at least 1"),
+        ({"vocab_size": -1}, r"model\.vocab_size = -1"),
+        ({"n_ff": 0}, r"model\.n_ff = 0 must be at least 1"),
+        ({"dropout": 1.0}, r"model\.dropout = 1\.0"),
+        ({"dropout": math.nan}, r"model\.dropout = nan"),
+        (
+            {"norm": "layer_norm"},
+            r"model\.norm = layer_norm is not one of rmsnorm, layernorm\. Did you mean layernorm\?",
+        ),
+        ({"positions": "alibi"}, r"model\.positions = alibi is not one of rope, learned, none"),
+        ({"feed_forward": "swigelu"}, r"model\.feed_forward = swigelu .*Did you mean swiglu\?"),
+        ({"n_layers": 3}, r"model\.n_layers is not a field of the model config\. Did you mean n_layer\?"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_in_one_line(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says) as error:
+        ModelConfig.from_dict(fields)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_an_odd_head_is_fine_without_rotary_positions() -> None:
+    assert ModelConfig(n_embd=33, n_head=3, positions="learned").head_dim == 11
+
+
+def test_an_unknown_preset_names_the_nearest_and_all() -> None:
+    with pytest.raises(UsageError, match=r"no model preset is called gpt2-124\. Did you mean gpt2-124m\?.*tiny"):
+        ModelConfig.preset("gpt2-124")
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_is_a_config_and_survives_its_dictionary(name: str) -> None:
+    config = ModelConfig.preset(name)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_preset_with_a_field_overridden() -> None:
+    config = ModelConfig.preset("gpt2-124m", n_layer=6)
+    assert (config.n_layer, config.n_embd, config.norm, config.positions) == (6, 768, "layernorm", "learned")
+
+
+def test_derived_widths() -> None:
+    assert ModelConfig(n_embd=768, feed_forward="gelu").ff_dim == 3072
+    assert ModelConfig(n_embd=768).ff_dim == 2048  # 8/3 x 768, a multiple of 32 already
+    assert ModelConfig(n_embd=100, n_head=2).ff_dim == 288  # 266.7 rounded up to 32
+    assert ModelConfig(n_head=12).kv_heads == 12
+    assert ModelConfig(n_embd=768, n_ff=7).ff_dim == 7
+
+
+def test_configs_and_rooms_are_imported_without_torch() -> None:
+    code = (
+        "import sys, groundup, groundup.model, groundup.optim, groundup.inference\n"
+        "groundup.model.explain(groundup.ModelConfig.preset('tiny'))\n"
+        "groundup.optim.learning_rate_factor(0, groundup.optim.OptimConfig(), None)\n"
+        "print('torch' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (run.stdout.strip(), run.stderr) == ("False", "")
