@@ -189,5 +189,5 @@ def test_a_config_of_ours_with_a_field_from_the_future_is_refused(tmp_path: Path
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder: Path) -> None:
-    with pytest.raises(GroundupError, match="cannot write .*absent"):
+    with pytest.raises(GroundupError, match=r"cannot write .*absent"):
         save_model(model_of({}), folder / "absent")

@@ -123,17 +123,13 @@ def test_the_limits_of_a_process_are_named(limit: str, mend: str, child: Any, tm
         ("modle.n_layer", "model.n_layer"),
         ("optim.n_layer", "model.n_layer"),
         ("learning_rat", "optim.learning_rate"),
-        ("rate", "optim.learning_rate"),
+        ("rates", "model.rate"),
         ("zzz", None),
         ("", None),
     ],
 )
 def test_the_nearest_known_word(word: str, nearest_one: str | None) -> None:
-    known = ["pretrain", "generate", "model.n_layer", "model.n_head", "optim.learning_rate", "model.rate_limit"]
-    if word == "rate":
-        known.remove("model.rate_limit")
-        known.append("optim.rates")
-        nearest_one = "optim.rates"
+    known = ["pretrain", "generate", "model.n_layer", "model.n_head", "optim.learning_rate", "model.rate"]
     assert nearest(word, known) == (f" Did you mean {nearest_one}?" if nearest_one else "")
 
 

@@ -144,7 +144,7 @@ def test_the_environment_is_json_and_names_neither_person_nor_host() -> None:
     assert 1 <= found["cores"] == usable_cores() <= (os.cpu_count() or 1)
     assert found["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", found["commit"])
     for private in (platform.node(), os.path.expanduser("~"), str(Path.cwd()), getpass.getuser()):
-        assert not re.search(rf"(?<!\w){re.escape(private)}(?!\w)", text), private
+        assert len(private) < 2 or not re.search(rf"(?<!\w){re.escape(private)}(?!\w)", text), private
 
 
 def test_what_is_not_installed_has_no_version() -> None:

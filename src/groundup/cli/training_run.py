@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from groundup.cli.arguments import print_config, recipe_arguments
-from groundup.config import Given, build, find_recipe, parse_recipe_flags, read_recipe
+from groundup.config import Given, build, find_recipe, parse_recipe_flags, read_recipe, recipe_files
 from groundup.runtime import UsageError, say, write_json
 from groundup.runtime.console import byte_size, clock, quantity
 from groundup.training import PretrainRecipe
@@ -38,7 +38,11 @@ def given_by(
     wants_config = any(word in ("--print-config", "--print_config") for word in arguments)
     words = [word for word in arguments if word not in ("--print-config", "--print_config")]
     name, flags = recipe_arguments(words)
-    from_flags = parse_recipe_flags(flags, PretrainRecipe, command, description)
+    takes = "" if default_recipe else "[RECIPE]"
+    if not words and default_recipe is None:
+        known = ", ".join(recipe_files())
+        raise UsageError(f"groundup {command} needs a recipe (a YAML file, or one of {known}) or flags; see --help.")
+    from_flags = parse_recipe_flags(flags, PretrainRecipe, command, description, takes=takes)
     if default_recipe is not None and name is not None:
         raise UsageError(
             f"groundup {command} takes no recipe, but got {name}. Use --data {name} for a text, or groundup pretrain."

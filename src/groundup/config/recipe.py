@@ -37,7 +37,7 @@ class Given:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values as in YAML 1.2: ``3e-4`` is a number, ``2026-01-31`` is text. A key that stands twice is an error."""
+    """Plain values of YAML 1.2: ``3e-4`` is a number, ``2026-01-31`` is text. A key that stands twice is refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -136,13 +136,16 @@ def _resolve(name: str, keys: Mapping[str, Any]) -> str:
 def parse_keys(parser: ArgumentParser, flat: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check names and types of dotted keys and convert the values.
 
+    A key or section that is null counts as left out, unless null is a value of its own.
+
     Args:
         where: what the message names first: a file, or ``--flag``'s command.
 
     Raises:
         UsageError: an unknown key (the nearest is named) or a value of the wrong type.
     """
-    flat = {key: value for key, value in flat.items() if value is not None or not _keys_under(key, keys)}
+    empty = {key for key, value in flat.items() if value is None and not _takes_null(key, keys)}
+    flat = {key: value for key, value in flat.items() if key not in empty}
     for key, value in flat.items():
         if under := _keys_under(key, keys):
             raise UsageError(f"{where}: {key} = {value!r} should be a section of keys, such as {under[0]}.")
@@ -160,6 +163,11 @@ def parse_keys(parser: ArgumentParser, flat: Mapping[str, Any], keys: Mapping[st
 def _keys_under(section: str, keys: Mapping[str, Any]) -> list[str]:
     """The keys of a section; none when it is no section."""
     return [key for key in keys if key.startswith(f"{section}.")]
+
+
+def _takes_null(key: str, keys: Mapping[str, Any]) -> bool:
+    """Whether null at this key means something, be it that the key is unknown."""
+    return type(None) in get_args(keys[key]) if key in keys else not _keys_under(key, keys)
 
 
 def _must_be_finite(values: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> None:

@@ -25,6 +25,7 @@ from groundup.model.positions import rotate
 
 Backend = Literal["explicit", "sdpa"]
 BACKENDS: tuple[Backend, ...] = ("explicit", "sdpa")
+LARGEST_SCORES = 2**30  # bytes of attention scores in float32 above which writing them out is not even tried
 
 
 def visible_keys(queries: int, keys: int, pad_B: Tensor | None, device: torch.device) -> Tensor:
@@ -159,6 +160,8 @@ def fastest_backend(
     T, H, G, D = config.context_length, config.n_head, config.kv_heads, config.head_dim
     seconds: dict[Backend, float] = {}
     for backend in BACKENDS:
+        if backend == "explicit" and 4 * batch_size * H * T * T > LARGEST_SCORES:
+            continue  # it would be slower than a backend that never holds them, and might not fit
         q = torch.randn(batch_size, T, H, D, device=device, dtype=dtype, requires_grad=True)
         k, v = (torch.randn(batch_size, T, G, D, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
         try:

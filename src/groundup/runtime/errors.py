@@ -26,15 +26,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
     Dotted keys are compared whole and by their last part, so ``n_layers`` finds ``model.n_layer``.
     """
-    import difflib
+    from difflib import SequenceMatcher
 
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:
-        by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
-        leaves = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(by_leaf), n=1, cutoff=0.6)
-        close = [by_leaf[leaf] for leaf in leaves]
-    return f" Did you mean {close[0]}?" if close else ""
+    def likeness(name: str) -> tuple[float, float]:
+        whole = SequenceMatcher(None, name, word).ratio()
+        leaf, word_leaf = name.rsplit(".", 1)[-1], word.rsplit(".", 1)[-1]
+        return max(whole, SequenceMatcher(None, leaf, word_leaf).ratio() if word_leaf else 0.0), whole
+
+    best = max(known, key=likeness, default="")
+    return f" Did you mean {best}?" if best and likeness(best)[0] >= 0.6 else ""
 
 
 _MENDS = {

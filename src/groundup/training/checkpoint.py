@@ -55,10 +55,7 @@ def restore_optimizers(model: nn.Module, optimizers: Optimizers, tensors: Mappin
                 f"{where}: the state of {kind} for {parameter} fits neither the model nor the optimizer of this run."
             )
         target = parameters[parameter]
-        # AdamW's step counter is a scalar that lives on the CPU unless the step is fused on a GPU; moments live with
-        # their parameter.
-        device = target.device if value.ndim or target.device.type != "cpu" else "cpu"
-        optimizers[kind].state[target][key] = value.to(device)
+        optimizers[kind].state[target][key] = value.to(target.device)  # a fused AdamW keeps its step counter there too
 
 
 @dataclass(frozen=True)
