@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests run side by side: a process that computes on every core makes the others wait. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,9 +26,3 @@ def shared_data() -> Path:
 def root() -> Path:
     """The project's own folder."""
     return ROOT
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
-    """Tests run side by side; each process computing on every core would only make them wait for each other."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -232,8 +232,9 @@ def test_a_contradiction_names_the_file_only_where_the_file_made_it() -> None:
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
     """Any value that a key of this type may have."""
     text = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from(
-        ["3e-4", "1.", "null", "~", "yes", "0x_", "2026-01-31", "12:30:45", "=", "# no comment", "a: b", "- c", "'", "%",
-         "a # b", "ROMEO:\n", "\n", "x\ny: z\n", "\x85", "a\u2028b", "\x0b\x0c\x1c", "\ufeff", "😀", " a ", "long " * 300]
+        ["3e-4", "1.", "null", "~", "yes", "0x_", "2026-01-31", "12:30:45", "=", "# no comment", "a: b", "- c", "'",
+         "%", "a # b", "ROMEO:\n", "\n", "x\ny: z\n", "\x85", "a\u2028b", "\x0b\x0c\x1c", "\ufeff", "😀",
+         " a ", "long " * 300]
     )  # fmt: skip
     simple = {int: st.integers(), bool: st.booleans(), str: text, type(None): st.none()}
     if hint in simple:

@@ -75,21 +75,18 @@ def parse(*flags: str) -> dict[str, Any]:
 
 
 def test_keys_are_dotted_in_the_order_of_the_fields() -> None:
-    assert KEYS == {
+    expected = {
         "doors": int, "name": str | None, "sold": bool,
         "engine.power": float, "engine.fuel_kind": Literal["petrol", "wood"], "engine.start_stop": bool,
         "radio.power": int, "radio.stations": list[str], "radio.presets": list[int],
     }  # fmt: skip
-    assert list(KEYS)[0] == "doors"
+    assert list(KEYS.items()) == list(expected.items())
 
 
 def test_a_function_has_keys_too() -> None:
     def drive(road: str, speed: float = 1.0) -> None: ...
 
-    assert keys_of(drive) == {"road": str, "speed": float, "return": type(None)} or keys_of(drive) == {
-        "road": str,
-        "speed": float,
-    }
+    assert keys_of(drive) == {"road": str, "speed": float}
 
 
 def test_the_words_of_the_design_are_keys_of_the_recipe() -> None:
@@ -130,6 +127,9 @@ def test_nesting_and_flattening_undo_each_other(flat: dict[str, int]) -> None:
         (["--name", "--doors=2"], None),
         (["--name=--doors=2"], {"name": "--doors=2"}),
         (["--name="], {"name": ""}),
+        (["--name", "# not a comment"], {"name": "# not a comment"}),
+        (["--name", "'a'"], {"name": "'a'"}),
+        (["--name", "~"], {"name": "~"}),
         (["--name", "null"], {"name": None}),
         (["--stations", '["a", "b\\n"]'], {"radio.stations": ["a", "b\n"]}),
         (["--presets", "[1, 2]"], {"radio.presets": [1, 2]}),
@@ -167,7 +167,7 @@ def test_flags(flags: list[str], expected: dict[str, Any] | None) -> None:
         (["--engine.power", "nan"], "drive: engine.power = 'nan' should be a number."),
         (["--engine.power", ".inf"], "drive: engine.power = inf should be a number, and a finite one."),
         (["--presets", "1"], "drive: radio.presets = '1' should be a list of whole numbers, such as [1, 2]."),
-        (["--stations", "a"], "drive: radio.stations = 'a' should be a list of texts, such as [\"one\", \"two\"]."),
+        (["--stations", "a"], 'drive: radio.stations = \'a\' should be a list of texts, such as ["one", "two"].'),
         (["extra"], "drive: unrecognized arguments: extra. See --help."),
         (["-x", "3"], "drive: unrecognized arguments: -x 3. See --help."),
     ],

@@ -12,7 +12,8 @@ import pytest
 from groundup.cli.main import main
 
 QUICK = [
-    "--max-steps=4", "--depth=1", "--n-embd=16", "--n-head=2", "--context-length=16", "--batch-tokens=64", "--micro-batch=2",
+    "--max-steps=4", "--depth=1", "--n-embd=16", "--n-head=2", "--context-length=16", "--batch-tokens=64",
+    "--micro-batch=2",
     "--precision=float32", "--attention=explicit", "--device=cpu", "--sample.max-tokens=3",
 ]  # fmt: skip
 TEXT = "\n".join(f"Sentence number {n} says that {n * 7919 % 1000} is not {n * 31 % 97}." for n in range(400))

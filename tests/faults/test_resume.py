@@ -125,9 +125,11 @@ def test_a_finished_run_is_not_trained_again_and_another_model_is_refused(text: 
 @pytest.mark.slow
 def test_more_steps_extend_a_finished_run(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = str.split("a model learns what comes next from what came before and a run resumes where it stopped")
+    words = [word for word in command(text, out) if not word.startswith("--max-steps")]
     finish([*words, "--max-steps=20"])
     measured = json.loads((out / "evaluation.json").read_text())["rows"][0]["bits_per_byte"]
     longer = finish([*words, "--max-steps=30"])
     assert "max_steps: was 20, now 30" in longer.stdout
     assert losses(out)[-1][0] == 30
+    # Measured anew, not left over from the shorter run.
+    assert json.loads((out / "evaluation.json").read_text())["rows"][0]["bits_per_byte"] != measured

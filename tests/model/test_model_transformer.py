@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from groundup.model import KVCache, ModelConfig, Transformer, fastest_backend
+from groundup.model.feed_forward import make_feed_forward
+from groundup.model.positions import rotate
 
 CHOICES = [
     {},
@@ -73,8 +75,6 @@ def test_positions_matter_and_without_them_order_does_not(positions: Any) -> Non
 def test_rotary_attention_depends_on_distance_alone() -> None:
     model = Transformer(small()).eval()
     assert model.rotary is not None
-    from groundup.model.positions import rotate
-
     q, k = torch.randn(1, 1, 1, 14), torch.randn(1, 1, 1, 14)
 
     def score(query: int, key: int) -> float:
@@ -111,7 +111,7 @@ def test_dropout_reaches_attention_weights_embeddings_and_sublayers() -> None:
     v = torch.ones(1, 400, 1, 4)
     mask = torch.ones(1, 1, 400, 400, dtype=torch.bool)
     for backend in ("explicit", "sdpa"):
-        mixed = attend(q, k, v, mask, backend=backend, dropout=0.25)  # type: ignore[arg-type]
+        mixed = attend(q, k, v, mask, backend=backend, dropout=0.25)
         assert float(mixed.mean()) == pytest.approx(1.0, abs=0.02)
         assert 0.01 < float(mixed.std()) < 0.05  # sqrt(0.25 / 0.75 / 400) = 0.029
 
@@ -129,6 +129,20 @@ def test_residual_writers_start_smaller() -> None:
         if parameter.ndim == 2:
             expected = 0.02 / 4 if name.endswith(("out.weight", "down.weight")) else 0.02
             assert float(parameter.detach().std()) == pytest.approx(expected, rel=0.05), name
+
+
+def test_feed_forward_layers_by_their_formulas() -> None:
+    x = torch.randn(2, 5, 42)
+    swiglu = make_feed_forward(small(feed_forward="swiglu"))
+    gate, up, down = swiglu.gate.weight, swiglu.up.weight, swiglu.down.weight
+    torch.testing.assert_close(swiglu(x), ((x @ gate.T) * torch.sigmoid(x @ gate.T) * (x @ up.T)) @ down.T)
+    relu2 = make_feed_forward(small(feed_forward="relu2"))
+    up, down = relu2.up.weight, relu2.down.weight
+    torch.testing.assert_close(relu2(x), (x @ up.T).clamp_min(0) ** 2 @ down.T)
+    gelu = make_feed_forward(small(feed_forward="gelu"))
+    hidden = x @ gelu.up.weight.T
+    tanh = torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3))  # Hendrycks & Gimpel 2016, section 2
+    torch.testing.assert_close(gelu(x), 0.5 * hidden * (1 + tanh) @ gelu.down.weight.T)
 
 
 def test_more_positions_than_the_context_are_refused() -> None:
@@ -156,6 +170,17 @@ def test_the_last_logits_alone_are_the_last_of_all() -> None:
 
 def test_the_fastest_backend_is_one_that_runs() -> None:
     assert fastest_backend(small(), 2, torch.device("cpu"), torch.float32, repeats=1) in ("explicit", "sdpa")
+
+
+def test_scores_too_large_to_hold_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    from groundup.model import attention
+
+    def too_large(*args: object, **kwargs: object) -> None:
+        pytest.fail("the explicit backend was tried")
+
+    monkeypatch.setattr(attention, "explicit_attention", too_large)
+    monkeypatch.setattr(attention, "LARGEST_SCORES", 4 * 2 * 3 * 19 * 19 - 1)
+    assert fastest_backend(small(), 2, torch.device("cpu"), torch.float32, repeats=1) == "sdpa"
 
 
 def test_a_backend_that_fails_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

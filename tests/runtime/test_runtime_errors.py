@@ -56,7 +56,7 @@ def test_an_unknown_error_keeps_its_own_words() -> None:
 def test_other_errors_pass_through() -> None:
     with pytest.raises(ZeroDivisionError), os_errors("x"):
         raise ZeroDivisionError
-    with pytest.raises(UsageError, match="^as it was$"), os_errors("x"):
+    with pytest.raises(UsageError, match=r"^as it was$"), os_errors("x"):
         raise UsageError("as it was")
 
 
@@ -73,7 +73,7 @@ def test_the_real_errors_of_opening_a_file(path: str, mend: str, tmp_path: Path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(GroundupError, match=f"cannot read {tmp_path / path}: {mend}"), os_errors("?", "cannot read"):
-        open(tmp_path / path)
+        (tmp_path / path).open()
 
 
 LIMITED = """

@@ -27,7 +27,7 @@ def test_the_first_signal_only_asks(number: signal.Signals, capsys: pytest.Captu
 
 def test_the_second_ctrl_c_acts_as_usual() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
+    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         assert stop
         os.kill(os.getpid(), signal.SIGINT)

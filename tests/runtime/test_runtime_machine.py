@@ -57,7 +57,7 @@ def test_the_device_chosen_can_compute() -> None:
 
 @pytest.mark.parametrize("request_", ["banana", "", "0", "cuda:x", "cuda:99", "meta", "xla", "hpu", "privateuseone"])
 def test_a_device_that_does_not_work_is_one_line(request_: str) -> None:
-    with pytest.raises(UsageError, match="^device = ") as raised:
+    with pytest.raises(UsageError, match=r"^device = ") as raised:
         choose_device(request_)
     line = str(raised.value)
     assert f"device = {request_}" in line
@@ -75,7 +75,7 @@ def test_the_precision_chosen_computes() -> None:
         if choose_precision(precision, cpu, rows=8, width=8) == precision:
             with autocast(cpu, precision):  # type: ignore[arg-type]
                 assert torch.nn.Linear(8, 8)(torch.ones(2, 8)).dtype == dtype
-    with pytest.raises(UsageError, match="precision = float8 is unknown. Known: auto, float32, bfloat16"):
+    with pytest.raises(UsageError, match=r"precision = float8 is unknown\. Known: auto, float32, bfloat16"):
         choose_precision("float8", cpu)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ def make_loop(
     model: Transformer, optim: OptimConfig, batches: Callable[[int], Batch], recorded: dict[str, list[Any]], **over: Any
 ) -> Loop:
     objective = over.pop("objective", next_token)
+    decided = over.pop("decided", ())
     settings = {
         "batch_tokens": 52,
         "accumulate": 1,
@@ -53,6 +55,7 @@ def make_loop(
         on_log=recorded.setdefault("rows", []).append,
         on_milestone=lambda kind: recorded.setdefault("milestones", []).append((kind, loop_step())),
         on_horizon=recorded.setdefault("horizons", []).append,
+        decided=decided,
     )
 
 
@@ -151,15 +154,47 @@ def test_a_budget_of_time_becomes_a_number_of_steps_when_the_decay_must_begin(
     assert rates[-1] < 0.2 * optim_config.learning_rate
 
 
-def test_a_known_horizon_is_not_settled_again(
+def test_decisions_made_before_a_crash_are_taken_at_the_same_steps(
     model: Transformer, config: ModelConfig, optim_config: OptimConfig
 ) -> None:
     recorded: dict[str, list[Any]] = {}
-    loop = make_loop(model, optim_config, random_batches(config, 1), recorded, max_steps=None, seconds=60.0)
-    loop.horizon = Horizon(5, 2)
+    decided = [Horizon(12, 2), Horizon(8, 5, from_factor=0.7)]
+    loop = make_loop(
+        model, optim_config, random_batches(config, 1), recorded, max_steps=None, seconds=60.0, decided=decided
+    )
     run(loop)
-    assert loop.position.step == 5
+    assert loop.position.step == 8
     assert recorded["horizons"] == []
+    rates = [row["learning_rate"] / optim_config.learning_rate for row in recorded["rows"]]
+    # Warm-up to 1; a fall over ten steps from step 2; from step 5, from 0.7 to zero over three steps.
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1.0, 0.9, 0.8, 0.7, 0.7 * 2 / 3, 0.7 / 3])
+
+
+@pytest.mark.parametrize("change", [5.0, 0.2], ids=["slower", "faster"])
+def test_a_machine_that_changes_its_pace_does_not_change_the_time(
+    model: Transformer, config: ModelConfig, optim_config: OptimConfig, change: float
+) -> None:
+    def paced(wrapped: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        time.sleep(0.01 * (change if time.monotonic() - started > 1.1 else 1.0))
+        return next_token(wrapped, batch)
+
+    recorded: dict[str, list[Any]] = {}
+    loop = make_loop(
+        model,
+        optim_config,
+        random_batches(config, 1),
+        recorded,
+        max_steps=None,
+        seconds=2.0,
+        objective=paced,
+        save_every=10**6,
+    )
+    started = time.monotonic()
+    assert run(loop) == "final"
+    assert time.monotonic() - started == pytest.approx(2.0, abs=0.5)
+    assert len(recorded["horizons"]) >= 2
+    rates = [row["learning_rate"] for row in recorded["rows"]][5:]
+    assert all(later <= earlier for earlier, later in pairwise(rates))  # it only ever falls
 
 
 def test_a_stop_request_saves_and_stops(model: Transformer, config: ModelConfig, optim_config: OptimConfig) -> None:

@@ -61,9 +61,9 @@ def decode(tokenizer: str, ids: str = "-") -> None:
     from groundup.tokenizer import Tokenizer
 
     words = (read_stdin() if ids == "-" else ids).replace(",", " ").split()
-    wrong = next((word for word in words if not word.isdecimal()), None)
+    wrong = next((word for word in words if not word.isdecimal() or len(word) > 18), None)
     if wrong is not None:
-        raise UsageError(f"{wrong} is not a token id: ids are whole numbers, separated by spaces.")
+        raise UsageError(f"{wrong[:20]} is not a token id: ids are whole numbers, separated by spaces.")
     print(Tokenizer.load(tokenizer).decode([int(word) for word in words]))
 
 

@@ -115,7 +115,8 @@ def read_recipe(path: Path, cls: type) -> Given:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}).") from error
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or reason}).") from error
     except ValueError as error:  # a number that only looks like one, such as 0x_
         raise UsageError(f"{path}: not valid YAML ({error}).") from error
     if content is None:

@@ -155,9 +155,19 @@ def parse_keys(parser: ArgumentParser, flat: Mapping[str, Any], keys: Mapping[st
         parsed = parser.parse_object(nest(flat), defaults=False)
     except ArgumentError as error:
         raise _usage_error(error, keys, flat, where) from error
-    values = flatten(parsed.as_dict(), keys)
+    values = flatten(parsed.as_dict(), keys) | {key: value for key, value in flat.items() if _is_text(key, value, keys)}
     _must_be_finite(values, keys, where)
     return values
+
+
+def _is_text(key: str, value: Any, keys: Mapping[str, Any]) -> bool:
+    """Whether a value is to be kept as it was written: jsonargparse reads ``str | None`` as YAML, "# a" as null."""
+    hint = keys.get(key)
+    return isinstance(value, str) and (hint is str or (_is_union(hint) and str in get_args(hint)))
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
 
 
 def _keys_under(section: str, keys: Mapping[str, Any]) -> list[str]:
@@ -194,6 +204,9 @@ def parse_flags(
         parsed = parser.parse_args(normalised, defaults=defaults)
     except ArgumentError as error:
         raise _usage_error(error, keys, _flag_values(normalised), where) from error
+    for key, value in _flag_values(normalised).items():
+        if value != "null" and _is_text(key, value, keys):
+            parsed[key] = value
     _must_be_finite(flatten(parsed.as_dict(), keys), keys, where)
     return parsed
 
@@ -228,7 +241,7 @@ def describe_type(hint: Any) -> str:
     origin = get_origin(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
-    if origin in (Union, types.UnionType):
+    if _is_union(hint):
         return " or ".join(describe_type(part) for part in get_args(hint))
     if origin in (list, tuple):
         plural = {int: "whole numbers", float: "numbers", str: "texts"}

@@ -99,7 +99,9 @@ def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
         sorted_V, order_V = p_V.sort(descending=True, stable=True)
         sorted_V = sorted_V / sorted_V.sum()
         before_V = sorted_V.cumsum(0) - sorted_V
-        p_V = torch.zeros_like(p_V).scatter_(0, order_V, sorted_V.masked_fill(before_V >= params.top_p, 0.0))
+        rest_V = before_V >= params.top_p
+        rest_V[0] = False  # the likeliest stays, even where float32 rounds top_p to zero
+        p_V = torch.zeros_like(p_V).scatter_(0, order_V, sorted_V.masked_fill(rest_V, 0.0))
     return p_V / p_V.sum()
 
 

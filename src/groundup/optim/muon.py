@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Quintic coefficients of Jordan et al. 2024: slope at zero as steep as it can be while the iteration stays within about
-# [0.7, 1.2].
+# Quintic coefficients of Jordan et al. 2024: slope at zero as steep as it can be while the iteration stays within
+# about [0.7, 1.2].
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 

@@ -9,30 +9,29 @@ from groundup.optim.config import OptimConfig
 
 @dataclass(frozen=True)
 class Horizon:
-    """Where a run ends, and where its learning rate begins to fall.
+    """Where a run ends, and from where its learning rate falls towards that end.
 
     Args:
         steps: total number of steps.
         decay_from: first step (0-based) of the decay.
+        from_factor: the factor that the decay starts from; below 1 where a run found on the way that its end has moved.
     """
 
     steps: int
     decay_from: int
+    from_factor: float = 1.0
 
     @classmethod
     def of(cls, steps: int, config: OptimConfig) -> Horizon:
-        """The horizon of a run whose number of steps is known from the start; the decay leaves the warm-up alone where
-        it can.
-        """
+        """The horizon of a run whose length is known from the start; the decay spares the warm-up where it can."""
         return cls(steps, max(min(config.warmup_steps, steps), steps - round(config.decay_fraction * steps)))
 
 
 def learning_rate_factor(step: int, config: OptimConfig, horizon: Horizon | None) -> float:
-    """The fraction of the peak learning rate to use at ``step`` (0-based): WSD (Hu et al. 2024, eq. 1; Hägele et al.
-    2024).
+    """The fraction of the peak learning rate to use at ``step`` (0-based): warm-up, stable, decay.
 
-    The value before the decay does not depend on the horizon, which is why a run with a budget in minutes can start
-    before anybody knows how many steps will fit.
+    After Hu et al. 2024 (eq. 1) and Hägele et al. 2024. Before the decay the value does not depend on the horizon: that
+    is why a run with a budget in minutes can start before anybody knows how many steps will fit.
 
     Args:
         horizon: None while it is not known: then there is no decay yet.
@@ -41,4 +40,5 @@ def learning_rate_factor(step: int, config: OptimConfig, horizon: Horizon | None
     if horizon is None or step < horizon.decay_from:
         return warmup
     left = max(0.0, (horizon.steps - step) / max(1, horizon.steps - horizon.decay_from))
-    return min(warmup, config.final_learning_rate + (1.0 - config.final_learning_rate) * left)
+    final = config.final_learning_rate
+    return min(warmup, final + (horizon.from_factor - final) * left)

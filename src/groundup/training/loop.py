@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from groundup.training.objectives import Objective
 
 Milestone = Literal["regular", "stopped", "final"]
 SAVE_AT_LEAST_EVERY_SECONDS = 600.0
+TIME_TOLERANCE = 0.1  # of the budget: a run that would miss its time by more has its end moved
 MILESTONES = 10  # checkpoints spread over a run, unless save_every says otherwise
 
 
@@ -78,8 +79,9 @@ class Loop:
         settings: how long and in which portions.
         on_log: called with each row of metrics.
         on_milestone: called at each milestone, to evaluate, sample and save.
-        on_horizon: called once when time was turned into steps, before anything depends on it: the number must outlive
-            a crash.
+        on_horizon: called when time was turned into steps, before anything depends on it: it must outlive a crash.
+        position: where to go on from; the start when None.
+        decided: the horizons that were handed out before, in order.
     """
 
     def __init__(
@@ -95,15 +97,19 @@ class Loop:
         on_milestone: Callable[[Milestone], None],
         on_horizon: Callable[[Horizon], None],
         position: Position | None = None,
-        horizon: Horizon | None = None,
+        decided: Sequence[Horizon] = (),
     ) -> None:
         self.model, self.objective, self.batches = model, objective, batches
         self.optimizers, self.optim, self.settings = optimizers, optim, settings
         self.on_log, self.on_milestone, self.on_horizon = on_log, on_milestone, on_horizon
         self.position = position or Position()
-        if horizon is None and settings.seconds is None and settings.max_steps is not None:
-            horizon = Horizon.of(settings.max_steps, optim)
-        self.horizon = horizon
+        self.horizon: Horizon | None = None
+        if settings.seconds is None and settings.max_steps is not None:
+            self.horizon = Horizon.of(settings.max_steps, optim)
+        self._decided = [one for one in decided if one.decay_from > self.position.step]
+        if len(self._decided) < len(decided):
+            self.horizon = decided[len(decided) - len(self._decided) - 1]
+        self._mark = (self.position.step, self.position.seconds)
         self._groups = [
             (group, float(group["lr"])) for optimizer in optimizers.values() for group in optimizer.param_groups
         ]
@@ -167,16 +173,34 @@ class Loop:
         return total, norm
 
     def _settle_horizon(self) -> None:
-        """Turn a budget of time into steps, once so much of it is spent that the learning rate must begin to fall."""
-        seconds, position = self.settings.seconds, self.position
-        if self.horizon is not None or seconds is None:
+        """Turn a budget of time into steps when the learning rate must begin to fall; mend that when the pace changes.
+
+        A machine that others use too can become several times slower or faster. The pace is measured over each
+        tenth of the budget; if the run would miss its time by more than a tenth, its end is moved and the learning rate
+        falls from where it is towards the new one. Each decision is handed out before it takes effect, and a resumed run
+        takes those made before it was killed at the very steps they were made for.
+        """
+        step, elapsed, seconds = self.position.step, self.position.seconds, self.settings.seconds
+        if self._decided:
+            if self._decided[0].decay_from <= step:
+                self.horizon = self._decided.pop(0)
             return
-        if position.step < 3 or position.seconds < (1.0 - self.optim.decay_fraction) * seconds:
+        if seconds is None:
             return
-        # The first steps of a sitting are slower (memory is mapped, caches fill); recent ones tell the rest better.
-        per_step = self._speed.seconds_per_step() or position.seconds / position.step
-        steps = position.step + max(1, round((seconds - position.seconds) / per_step))
-        horizon = Horizon(steps, decay_from=position.step)
+        marked_step, marked_seconds = self._mark
+        if elapsed - marked_seconds < seconds / MILESTONES or step - marked_step < 3:
+            return
+        pace = (elapsed - marked_seconds) / (step - marked_step)
+        self._mark = (step, elapsed)
+        left = seconds - elapsed
+        if self.horizon is None:
+            if left > self.optim.decay_fraction * seconds:
+                return
+        elif abs((self.horizon.steps - step) * pace - left) <= TIME_TOLERANCE * seconds:
+            return
+        # However late it is, the decay gets a fiftieth of the steps made so far: an abrupt end would waste them.
+        steps = step + max(1, step // 50, round(left / pace))
+        horizon = Horizon(steps, step, learning_rate_factor(step, self.optim, self.horizon))
         self.on_horizon(horizon)
         self.horizon = horizon
 

@@ -287,7 +287,7 @@ class _Sitting:
             on_milestone=self.milestone,
             on_horizon=run.save_horizon,
             position=self.position,
-            horizon=run.horizon(),
+            decided=run.horizons(),
         )
         self.loop = loop
         if loop.horizon is not None and self.position.step >= loop.horizon.steps:

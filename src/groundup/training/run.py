@@ -6,7 +6,7 @@ environment.json   versions and machine
 data/              the prepared text: tokenizer, shards, statistics (unless --data is a prepared folder)
 metrics.jsonl      one row per logged step and per evaluation
 samples.jsonl      what the model wrote on the way; samples.md for reading
-horizon.json       the number of steps that a budget of time came to
+horizon.json       the number of steps that a budget of time came to, and when that was decided
 checkpoints/       see checkpoint.py
 report.html        see the report room
 """
@@ -70,14 +70,14 @@ class RunFolder:
         entries = read_json(path, "plan").get("derived", []) if path.is_file() else []
         return [Derived(**entry) for entry in entries if entry["key"] not in given.values]
 
-    def horizon(self) -> Horizon | None:
-        """The number of steps a budget of time was turned into, once it was."""
+    def horizons(self) -> list[Horizon]:
+        """The numbers of steps that a budget of time was turned into, in the order they were decided."""
         path = self.path / "horizon.json"
-        return Horizon(**read_json(path, "horizon")) if path.is_file() else None
+        return [Horizon(**one) for one in read_json(path, "horizon")] if path.is_file() else []
 
     def save_horizon(self, horizon: Horizon) -> None:
-        """Note the horizon durably: steps after this depend on it, and a crash must not change it."""
-        write_json(self.path / "horizon.json", {"steps": horizon.steps, "decay_from": horizon.decay_from})
+        """Note one more, durably: the steps after it depend on it, and a crash must not change it."""
+        write_json(self.path / "horizon.json", [asdict(one) for one in (*self.horizons(), horizon)])
 
     def forget_evaluation(self) -> None:
         """The weights are about to change: what was measured on them no longer holds."""

@@ -233,7 +233,7 @@ def _horizon_and_batch(plan: Plan, facts: Facts, budget: Budget, config: ModelCo
         )
     batch = plan.fill(
         "batch_tokens",
-        _batch(tokens, config.context_length),
+        _batch(tokens, config.context_length, given.get("micro_batch")),
         "0.58 D^0.571 (Li et al. 2025, Step Law), a power of two",
     )
     rate = 1.79 * parameters**-0.713 * tokens**0.307
@@ -256,10 +256,12 @@ def _horizon_and_batch(plan: Plan, facts: Facts, budget: Budget, config: ModelCo
     plan.fill("micro_batch", _micro_batch(batch, config), "what divides the batch, up to 16,384 tokens at once")
 
 
-def _batch(tokens: float, context: int) -> int:
-    wanted = 0.58 * max(tokens, 1.0) ** 0.571
-    sequences = max(1, 2 ** round(math.log2(max(1.0, wanted / context))))
-    return sequences * context
+def _batch(tokens: float, context: int, micro_batch: int | None) -> int:
+    """Tokens per step: a power of two of sequences, or the nearest multiple of a given micro-batch."""
+    wanted = 0.58 * max(tokens, 1.0) ** 0.571 / context
+    if micro_batch:
+        return max(1, round(wanted / micro_batch)) * micro_batch * context
+    return max(1, 2 ** round(math.log2(max(1.0, wanted)))) * context
 
 
 def _micro_batch(batch_tokens: int, config: ModelConfig) -> int:
