@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,11 @@ def read_run(run: Path, name: str) -> dict[str, Any]:
     }
 
 
-def measure(texts: list[str], minutes: float) -> dict[str, Any]:
+def measure(texts: list[str], minutes: float, keep: str | None) -> dict[str, Any]:
     """Clone, run the demo on the default text through make, then on the other texts."""
-    with tempfile.TemporaryDirectory() as place:
+    with nullcontext(keep) if keep else tempfile.TemporaryDirectory() as place:
         folder, home = Path(place) / "groundup", Path(place) / "home"
-        home.mkdir()
+        home.mkdir(parents=True)
         started = time.perf_counter()
         subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
         clone = time.perf_counter() - started
@@ -115,9 +116,13 @@ def render(result: dict[str, Any]) -> str:
     names = ["this model", "byte 6-gram", "xz -9e", "gzip -9"]
     lines += ["| text | held out | tokens seen | " + " | ".join(names) + " |", "|---|---|---|" + "---|" * len(names)]
     for run in result["runs"]:
-        bits = [next(value for name, value in run["bits_per_byte"].items() if name.startswith(prefix)) for prefix in names]
+        bits = [
+            next(value for name, value in run["bits_per_byte"].items() if name.startswith(prefix)) for prefix in names
+        ]
         cells = " | ".join(f"**{bit:.3f}**" if bit == min(bits) else f"{bit:.3f}" for bit in bits)
-        lines.append(f"| {run['text']} | {run['held_out_bytes'] / 1e3:,.0f} kB | {run['tokens'] / 1e6:.1f}M | {cells} |")
+        lines.append(
+            f"| {run['text']} | {run['held_out_bytes'] / 1e3:,.0f} kB | {run['tokens'] / 1e6:.1f}M | {cells} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -126,10 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="*", default=[], help="further texts")
     parser.add_argument("--minutes", type=float, default=5, help="training time of each run")
+    parser.add_argument("--keep", metavar="FOLDER", help="clone and run in this new folder, and leave it")
     parser.add_argument("--render", action="store_true", help="only write docs/benchmarks.md")
     arguments = parser.parse_args()
     if not arguments.render:
-        result = measure(arguments.data, arguments.minutes)
+        result = measure(arguments.data, arguments.minutes, arguments.keep)
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(result))
     (ROOT / "docs" / "benchmarks.md").write_text(render(json.loads(RESULT.read_text())))

@@ -177,7 +177,7 @@ class Loop:
 
         A machine that others use too can become several times slower or faster. The pace is measured over each
         tenth of the budget; if the run would miss its time by more than a tenth, its end is moved and the learning rate
-        falls from where it is towards the new one. Each decision is handed out before it takes effect, and a resumed run
+        falls from where it is towards the new one. Each decision is handed out before it takes effect; a resumed run
         takes those made before it was killed at the very steps they were made for.
         """
         step, elapsed, seconds = self.position.step, self.position.seconds, self.settings.seconds

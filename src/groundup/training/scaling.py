@@ -187,15 +187,22 @@ def _shape(plan: Plan, facts: Facts, budget: Budget) -> None:
     elif given.get("depth") is not None:
         depth, why = int(given["depth"]), "depth"
     else:
-        depth, why = _depth(facts, budget, int(given["model.vocab_size"]))
+        depth, why = _depth(facts, budget)
     if not 1 <= depth <= MAX_DEPTH:
         raise UsageError(f"depth = {depth} must lie between 1 and {MAX_DEPTH}.")
     plan.fill("model.n_layer", depth, why)
     heads_given = given.get("model.n_head")
     width = plan.fill("model.n_embd", _width(depth, heads_given), "64 x depth (nanochat's aspect ratio)")
     if heads_given is None:
-        heads = next((h for h in range(max(1, round(width / HEAD_DIM)), width + 1) if width % h == 0), 1)
-        plan.fill("model.n_head", heads, f"heads of {HEAD_DIM} dimensions, as in Llama and GPT-2")
+        heads = _heads(width, given.get("model.n_kv_head"))
+        plan.fill("model.n_head", heads, f"heads of about {HEAD_DIM} dimensions, as in Llama and GPT-2")
+
+
+def _heads(width: int, kv_heads: int | None) -> int:
+    """The number of heads whose size is even (rotary positions turn pairs) and nearest to 64."""
+    fitting = [h for h in range(1, width + 1) if width % h == 0 and h % (kv_heads or 1) == 0]
+    even = [h for h in fitting if width // h % 2 == 0]
+    return min(even or fitting or [1], key=lambda h: abs(math.log(width / h / HEAD_DIM)))
 
 
 def _width(depth: int, heads: int | None) -> int:
@@ -203,7 +210,7 @@ def _width(depth: int, heads: int | None) -> int:
     return width if not heads else -(-width // (2 * heads)) * 2 * heads
 
 
-def _depth(facts: Facts, budget: Budget, vocab_size: int) -> tuple[int, str]:
+def _depth(facts: Facts, budget: Budget) -> tuple[int, str]:
     compute = _compute(facts.flops_per_second, budget)
     if compute is None:
         return 4, "no budget was given"
