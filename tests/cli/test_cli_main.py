@@ -34,7 +34,7 @@ EVERY = [
 def shell(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     source = str(Path(groundup.__file__).resolve().parent.parent)
     options = {"stdout": subprocess.PIPE} | options
-    environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
     return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=120, **options)
 
 

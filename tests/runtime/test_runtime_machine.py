@@ -94,6 +94,8 @@ def test_bfloat16_is_taken_only_where_it_is_clearly_faster(bfloat16: float, monk
 def test_the_speed_of_matrix_products_is_measured() -> None:
     speed = matmul_flops(torch.device("cpu"), "float32", rows=64, width=64, seconds=0.02)
     assert 1e7 < speed < 1e15
+    slow = matmul_flops(torch.device("cpu"), "float32", rows=64, width=64, seconds=0.0)
+    assert slow > 0, "however slow the machine, one product is measured"
     assert matmul_flops(torch.device("meta"), "float32", rows=64, width=64, seconds=0.001) >= 0.0
 
 
