@@ -4,8 +4,8 @@
     python benchmarks/first_run.py --data a.txt b.jsonl.gz       and these, without setting up again
     python benchmarks/first_run.py --render                      write docs/benchmarks.md from the kept results
 
-Runs in an empty home directory. The yardsticks (gzip -9, xz -9e, a byte 6-gram with Kneser-Ney smoothing) are measured in the same run,
-on the same held-out text, by the demo itself. Ends in one JSON line, kept in benchmarks/results/first_run.json.
+Runs in an empty home directory. The yardsticks (gzip -9, xz -9e, a byte 6-gram with Kneser-Ney smoothing) are measured
+in the same run, on the same held-out text, by the demo itself. Ends in one JSON line, kept in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -98,19 +98,20 @@ def render(result: dict[str, Any]) -> str:
         "",
         "## The first ten minutes",
         "",
-        f"Measured {result['date']} at commit {machine['commit'][:12]} on {machine['cores']} cores of {machine['cpu']}, "
-        f"Python {machine['python']}, torch {machine['packages']['torch']}, no GPU. The machine is shared: absolute times vary.",
+        f"Measured {result['date']} at commit {machine['commit'][:12]}, on {machine['cores']} cores of "
+        f"{machine['cpu']}, Python {machine['python']}, torch {machine['packages']['torch']}, no GPU. "
+        "The machine is shared: absolute times vary.",
         "",
         "| | measured | at most |",
         "|---|---|---|",
         f"| fresh clone to the end of `make demo` ({result['minutes']:g} minutes of training) | "
         f"{result['clone_to_end_seconds'] / 60:.1f} minutes | 10 minutes |",
         f"| of that, `make setup` (warm package index) | {result['setup_seconds']:.0f} s | |",
-        f"| collect, clean, tokenizer, shards on the default text | {result['runs'][0]['prepare_seconds']:.1f} s | 45 s |",
+        f"| collect, clean, tokenizer, shards, default text | {result['runs'][0]['prepare_seconds']:.1f} s | 45 s |",
         f"| `groundup --help` | {result['help_seconds']:.2f} s | 0.3 s |",
         "",
-        "Bits per byte of the held-out text (fewer is better), all measured on the same bytes in the same run. The 6-gram was trained on "
-        "the same training text as the model; gzip and xz see only the held-out text.",
+        "Bits per byte of the held-out text (fewer is better), all measured on the same bytes in the same run. The "
+        "6-gram was trained on the same training text as the model; gzip and xz see only the held-out text.",
         "",
     ]
     names = ["this model", "byte 6-gram", "xz -9e", "gzip -9"]
