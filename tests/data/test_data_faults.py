@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,34 +47,16 @@ def test_a_full_disk_keeps_the_corpus_that_was_there(
     assert left_over(tmp_path) == []
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("needs the right to mount a small file system")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_disk_that_is_really_full(text: Path, tiny_disk: Path) -> None:
+def test_a_disk_that_is_really_full(text: Path, small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("size=256k")
     with pytest.raises(GroundupError, match="no space left on the disk"):
-        prepare(str(text), tiny_disk / "out", vocab_size=260)
-    assert list(tiny_disk.iterdir()) == []
+        prepare(str(text), disk / "out", vocab_size=260)
+    assert list(disk.iterdir()) == []
 
 
-def test_a_disk_that_may_only_be_read(text: Path, tiny_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+def test_a_disk_that_may_only_be_read(text: Path, small_disk: Callable[[str], Path]) -> None:
     with pytest.raises(GroundupError, match="the file system is read-only"):
-        prepare(str(text), tiny_disk / "out", vocab_size=260)
+        prepare(str(text), small_disk("size=256k,ro") / "out", vocab_size=260)
 
 
 def test_no_permission_to_write(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -201,32 +200,11 @@ def test_a_model_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.
         assert str(place) in one_line(capsys)
 
 
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A small file system of its own; needs root and the right to mount."""
-    places: list[Path] = []
-
-    def mount(options: str) -> Path:
-        place = tmp_path / f"disk{len(places)}"
-        place.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True)
-        if done.returncode:
-            pytest.skip("needs the right to mount a small file system")
-        places.append(place)
-        return place
-
-    if os.name != "posix" or os.geteuid() != 0:
-        pytest.skip("needs root to mount a small file system")
-    yield mount
-    for place in places:
-        subprocess.run(["umount", "-l", str(place)], check=False)
-
-
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(
-    mounted: Callable[[str], Path], text: Path, capsys: pytest.CaptureFixture[str]
+    small_disk: Callable[[str], Path], text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The disk fills up between two checkpoints of a run."""
-    disk = mounted("size=2m")
+    disk = small_disk("size=2m")
     out = disk / "run"
     assert demo(f"--data={text}", f"--out={out}", "--save-every=2") == 0
     before = {path: path.read_bytes() for path in (out / "checkpoints").rglob("*") if path.is_file()}
@@ -244,17 +222,17 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
 
 
 def test_a_disk_too_small_from_the_start(
-    mounted: Callable[[str], Path], text: Path, capsys: pytest.CaptureFixture[str]
+    small_disk: Callable[[str], Path], text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    disk = mounted("size=24k")
+    disk = small_disk("size=24k")
     assert demo(f"--data={text}", f"--out={disk / 'run'}") == 1
     assert "no space left on the disk" in one_line(capsys)
 
 
 def test_a_folder_that_may_not_be_written(
-    mounted: Callable[[str], Path], text: Path, capsys: pytest.CaptureFixture[str]
+    small_disk: Callable[[str], Path], text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    disk = mounted("size=64k,ro")
+    disk = small_disk("size=64k,ro")
     assert demo(f"--data={text}", f"--out={disk / 'run'}") == 1
     line = one_line(capsys)
     assert "read-only" in line

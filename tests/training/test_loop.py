@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import groundup.training.loop as loop_module
 from groundup.model import ModelConfig, Transformer
 from groundup.optim import Horizon, OptimConfig, build_optimizers
 from groundup.runtime import GroundupError
@@ -132,26 +132,43 @@ def test_save_every_decides_over_the_spread(model: Transformer, config: ModelCon
     assert recorded["milestones"] == [("regular", 3), ("regular", 6), ("final", 8)]
 
 
-def test_a_budget_of_time_becomes_a_number_of_steps_when_the_decay_must_begin(
-    model: Transformer, config: ModelConfig, optim_config: OptimConfig
-) -> None:
-    def slow(wrapped: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        time.sleep(0.02)
+class Clock:
+    """A clock that only moves when a step is made."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def taking(clock: Clock, seconds: Callable[[], float]) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    """The next-token objective, each micro-batch of which takes so long."""
+
+    def objective(wrapped: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        clock.now += seconds()
         return next_token(wrapped, batch)
 
+    return objective
+
+
+def test_a_budget_of_time_becomes_a_number_of_steps_when_the_decay_must_begin(
+    model: Transformer, config: ModelConfig, optim_config: OptimConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(loop_module, "time", clock)
     recorded: dict[str, list[Any]] = {}
+    objective = taking(clock, lambda: 0.5)
     loop = make_loop(
-        model, optim_config, random_batches(config, 1), recorded, max_steps=None, seconds=1.5, objective=slow
+        model, optim_config, random_batches(config, 1), recorded, max_steps=None, seconds=50.0, objective=objective
     )
-    started = time.monotonic()
     assert run(loop) == "final"
-    assert time.monotonic() - started == pytest.approx(1.5, abs=0.6)
-    (horizon,) = recorded["horizons"]
-    assert loop.position.step == horizon.steps
-    assert 0.3 < horizon.decay_from / horizon.steps < 0.5  # decay_fraction is 0.6
-    rates = [row["learning_rate"] for row in recorded["rows"]]
-    assert rates[horizon.decay_from] == pytest.approx(optim_config.learning_rate)
-    assert rates[-1] < 0.2 * optim_config.learning_rate
+    assert recorded["horizons"] == [Horizon(100, 40)]  # decay_fraction is 0.6
+    assert loop.position.step == 100
+    assert loop.position.seconds == pytest.approx(50.0)
+    rates = [row["learning_rate"] / optim_config.learning_rate for row in recorded["rows"]]
+    assert rates[39:42] == pytest.approx([1.0, 1.0, 59 / 60])
+    assert rates[-1] == pytest.approx(1 / 60)
 
 
 def test_decisions_made_before_a_crash_are_taken_at_the_same_steps(
@@ -172,29 +189,27 @@ def test_decisions_made_before_a_crash_are_taken_at_the_same_steps(
 
 @pytest.mark.parametrize("change", [5.0, 0.2], ids=["slower", "faster"])
 def test_a_machine_that_changes_its_pace_does_not_change_the_time(
-    model: Transformer, config: ModelConfig, optim_config: OptimConfig, change: float
+    model: Transformer,
+    config: ModelConfig,
+    optim_config: OptimConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    change: float,
 ) -> None:
-    def paced(wrapped: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        time.sleep(0.01 * (change if time.monotonic() - started > 1.1 else 1.0))
-        return next_token(wrapped, batch)
-
+    clock = Clock()
+    monkeypatch.setattr(loop_module, "time", clock)
     recorded: dict[str, list[Any]] = {}
+    objective = taking(clock, lambda: 0.5 * (change if clock.now > 1055.0 else 1.0))
     loop = make_loop(
-        model,
-        optim_config,
-        random_batches(config, 1),
-        recorded,
-        max_steps=None,
-        seconds=2.0,
-        objective=paced,
-        save_every=10**6,
+        model, optim_config, random_batches(config, 1), recorded, max_steps=None, seconds=100.0, objective=objective
     )
-    started = time.monotonic()
     assert run(loop) == "final"
-    assert time.monotonic() - started == pytest.approx(2.0, abs=0.5)
-    assert len(recorded["horizons"]) >= 2
-    rates = [row["learning_rate"] for row in recorded["rows"]][5:]
+    assert loop.position.seconds == pytest.approx(100.0, abs=10.0)
+    first, *moved = recorded["horizons"]
+    assert first == Horizon(200, 80)
+    assert moved
+    rates = [row["learning_rate"] for row in recorded["rows"]][80:]
     assert all(later <= earlier for earlier, later in pairwise(rates))  # it only ever falls
+    assert rates[-1] < 0.1 * optim_config.learning_rate
 
 
 def test_a_stop_request_saves_and_stops(model: Transformer, config: ModelConfig, optim_config: OptimConfig) -> None:

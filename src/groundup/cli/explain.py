@@ -89,11 +89,14 @@ def _config(name: str) -> ModelConfig:
 
 def _planned(given: Given) -> ModelConfig:
     """The model that a recipe which leaves its shape open would come to on this machine, given text enough."""
+    from groundup.config import build
     from groundup.runtime.device import choose_device, choose_precision, matmul_flops
+    from groundup.training import PretrainRecipe
     from groundup.training.run import settle_length
-    from groundup.training.scaling import Facts, derive, run_budget, vocabulary_limit
+    from groundup.training.scaling import Facts, derive, run_budget, vocabulary_limit, without_open_shape
 
     given = settle_length(given)
+    build(PretrainRecipe, without_open_shape(given.values), given.sources)  # names the file of a contradiction
     device = choose_device(str(given.values.get("device", "auto")))
     precision = choose_precision(str(given.values.get("precision", "auto")), device)
     speed, budget = matmul_flops(device, precision), run_budget(given.values)

@@ -11,7 +11,8 @@ from groundup.config import Given, build, find_recipe, parse_recipe_flags, read_
 from groundup.runtime import UsageError, say, write_json
 from groundup.runtime.console import byte_size, clock, quantity
 from groundup.training import PretrainRecipe
-from groundup.training.run import RunFolder, resolved
+from groundup.training.run import RunFolder, undecided
+from groundup.training.scaling import without_open_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,8 +51,8 @@ def given_by(
     name = name or default_recipe
     given = from_flags.over(read_recipe(find_recipe(name), PretrainRecipe)) if name else from_flags
     if wants_config:
-        recipe = build(PretrainRecipe, given.values, given.sources)
-        print_config(resolved(recipe, given.values))
+        recipe = build(PretrainRecipe, without_open_shape(given.values), given.sources)
+        print_config(undecided(recipe, given.values))
         return None
     return given
 

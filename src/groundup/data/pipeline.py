@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from groundup.data.sources import open_source
 from groundup.data.split import Split, split
 from groundup.data.stdlib_source import TABLE
 from groundup.runtime import GroundupError, UsageError, atomic_folder, progress, say, warn, write_json
+from groundup.runtime.files import remove_leftovers
 from groundup.tokenizer import Tokenizer
 
 MIN_TEXT_BYTES = 2_000
@@ -93,7 +92,7 @@ def prepare(
             f"vocab_size = {vocab_size}, but the given tokenizer has {tokenizer.vocab_size:,} tokens. Leave one out."
         )
     _check_place(out)
-    _remove_leftovers(out)
+    remove_leftovers(out.parent, out.name)
     source = open_source(data, data_dir, limit)
     inputs = {
         "data": printable(data),
@@ -301,16 +300,6 @@ def _check_place(out: Path) -> None:
             f"{out}: this folder holds other things ({(foreign or entries)[0]}), and would be replaced. "
             "Choose another with --out."
         )
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove what an earlier preparation of this very folder left when it was killed."""
-    if not out.parent.is_dir():
-        return
-    ours = re.compile(re.escape(f".{out.name}.") + r"[0-9a-f]{8}\.(part|old)")
-    for entry in out.parent.iterdir():
-        if ours.fullmatch(entry.name):
-            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _already_made(out: Path, inputs: dict[str, Any]) -> PreparedData | None:

@@ -29,7 +29,16 @@ from groundup.training.loop import Loop, LoopSettings, Milestone, Position
 from groundup.training.objectives import next_token
 from groundup.training.recipe import PretrainRecipe
 from groundup.training.run import RunFolder, resolved, resume_values, settle_length
-from groundup.training.scaling import EFFICIENCY, Budget, Derived, Facts, derive, run_budget, vocabulary_limit
+from groundup.training.scaling import (
+    EFFICIENCY,
+    Budget,
+    Derived,
+    Facts,
+    derive,
+    run_budget,
+    vocabulary_limit,
+    without_open_shape,
+)
 
 
 class HeldOut(Protocol):
@@ -148,14 +157,13 @@ def plan_pretraining(given: Given) -> Pretraining:
             another run.
     """
     given = settle_length(given)
-    defaults = build(
-        PretrainRecipe, given.values, given.sources
-    )  # names, types and contradictions, before any work is done
+    # Names, types and contradictions, before any work is done.
+    defaults = build(PretrainRecipe, without_open_shape(given.values), given.sources)
     run = RunFolder(Path(defaults.out))
     before = resume_values(run, given)
     derived_before = run.derived(given) if before else []
     given = before or given
-    recipe = build(PretrainRecipe, given.values, given.sources)
+    recipe = build(PretrainRecipe, without_open_shape(given.values), given.sources)
     budget = run_budget(given.values)
     device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device, width=int(given.values.get("model.n_embd") or 256))

@@ -42,8 +42,7 @@ class SampleRecipe:
 
 @dataclass(frozen=True)
 class PretrainRecipe:
-    """A pretraining run. What is null is derived from the text, the machine and the budget; every derived value is
-    printed.
+    """A pretraining run; what is null is derived from the text, the machine and the budget, and printed.
 
     Args:
         data: the text: a file, a folder, stdlib, a named source, or hf:owner/name

@@ -22,7 +22,7 @@ from groundup.config import Given, flatten, keys_of, read_recipe, save_recipe
 from groundup.optim import Horizon
 from groundup.runtime import UsageError, read_json, say, write_json
 from groundup.training.recipe import PretrainRecipe
-from groundup.training.scaling import Derived
+from groundup.training.scaling import DERIVED, Derived
 
 # Changing one of these makes another run: its weights, its text or its order would not be those of the checkpoint.
 FIXED = ("model.", "tokenizer.", "corpus.", "data", "limit", "seed", "batch_tokens", "optim.optimizer")
@@ -136,6 +136,13 @@ def resume_values(run: RunFolder, given: Given) -> Given | None:
         saved = Given({key: value for key, value in saved.values.items() if key not in LENGTH}, saved.sources)
     kept = {key: value for key, value in given.values.items() if value is not None and value != "auto"}
     return Given({**saved.values, **kept}, {**saved.sources, **given.sources})
+
+
+def undecided(recipe: PretrainRecipe, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every recipe key with its value before anything is derived; null for what will be."""
+    keys = keys_of(PretrainRecipe)
+    flat = flatten(asdict(recipe), keys)
+    return {key: values.get(key, None if key in DERIVED else flat[key]) for key in keys}
 
 
 def resolved(recipe: PretrainRecipe, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,11 @@ EFFICIENCY = 0.2  # of the measured matrix-product speed, in a training step of 
 HEAD_DIM = 64  # as in Llama and GPT-2
 MAX_DEPTH = 48
 LARGEST_VOCABULARY = 32_768
+DERIVED = frozenset(  # keys that nobody need give: derive() fills them, the last two the model config itself
+    [f"model.{name}" for name in ("vocab_size", "context_length", "n_layer", "n_embd", "n_head", "dropout")]
+    + ["optim.learning_rate", "optim.warmup_steps", "batch_tokens", "micro_batch", "max_steps"]
+    + ["model.n_kv_head", "model.n_ff"]
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,16 @@ def derive(given: Mapping[str, Any], facts: Facts, budget: Budget) -> Plan:
     )
     _horizon_and_batch(plan, facts, budget, config)
     return plan
+
+
+def without_open_shape(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` for a first check, less a width or heads whose counterpart is still to be derived.
+
+    Held against the counterpart's default, they would be a contradiction that nobody made.
+    """
+    pair = ("model.n_embd", "model.n_head")
+    is_open = any(values.get(key) is None for key in pair)
+    return {key: value for key, value in values.items() if not (is_open and key in (*pair, "model.n_kv_head"))}
 
 
 def vocabulary_limit(given: Mapping[str, Any], flops_per_second: float, budget: Budget) -> int:
