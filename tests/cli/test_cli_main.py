@@ -286,3 +286,31 @@ def test_the_wheel_names_the_program(root: Path) -> None:
     assert project["version"] == groundup.__version__
     if SCRIPT.exists():
         assert shutil.which(SCRIPT) == str(SCRIPT)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(words: object) -> int:
+        raise error
+
+    monkeypatch.setattr(main_module, "_run", fail)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith("groundup: not enough memory.")
+
+
+def test_a_defect_of_ours_still_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(words: object) -> int:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(main_module, "_run", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(["doctor"])

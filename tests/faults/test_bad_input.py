@@ -128,6 +128,7 @@ def test_a_recipe_that_cannot_be_used(
         (["--minutes", "1", "--budget", "5m"], ["minutes and budget"]),
         (["--device", "gpu9"], ["gpu9", "auto"]),
         (["--depth", "0"], ["depth = 0"]),
+        (["--model.vocab-size", "99"], ["model.vocab_size = 99 is smaller than the tokenizer's"]),
         (["--micro-batch", "3", "--batch-tokens", "64"], ["batch_tokens = 64 is not a multiple"]),
         (["mytext.txt"], ["--data mytext.txt"]),
     ],

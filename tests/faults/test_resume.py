@@ -133,3 +133,14 @@ def test_more_steps_extend_a_finished_run(text: Path, tmp_path: Path) -> None:
     assert losses(out)[-1][0] == 30
     # Measured anew, not left over from the shorter run.
     assert json.loads((out / "evaluation.json").read_text())["rows"][0]["bits_per_byte"] != measured
+
+
+@pytest.mark.slow
+def test_a_run_that_never_saved_gives_way_to_another(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    late = [word for word in command(text, out) if not word.startswith("--save-every")] + ["--save-every=1000"]
+    assert run_until(late, out, 3, signal.SIGKILL) == -signal.SIGKILL
+    assert (out / "recipe.yaml").exists()
+    other = finish([*command(text, out), "--n-layer=1", "--seed=6"])
+    assert "Report:" in other.stdout
+    assert json.loads((out / "checkpoints" / "latest" / "config.json").read_text())["num_hidden_layers"] == 1

@@ -28,7 +28,7 @@ def chat(
     seed: int | None = None,
     device: str = "auto",
 ) -> None:
-    """Talk to a model in the terminal. A model that was only pretrained continues what you write.
+    """Talk to a model in the terminal. It continues what you write, as a pretrained model does.
 
     Args:
         model: a run, a checkpoint, a Hugging Face folder, or hf:owner/name
@@ -43,7 +43,7 @@ def chat(
 
     lm = load(model, device=device)
     say(f"{model}: {lm.model.parameter_count():,} parameters, context of {lm.model.config.context_length} tokens.")
-    say("This model was only pretrained: it does not answer, it continues your text. /help lists the commands.")
+    say("It does not answer, it continues your text: chat templates are not read yet. /help lists the commands.")
     settings: dict[str, int | float | None] = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
     }  # fmt: skip

@@ -59,17 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
         _discard_output()
         return 0
-    except (GroundupError, KeyboardInterrupt, OSError, MemoryError) as error:
-        if debug:
+    except (GroundupError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
+        if debug or (isinstance(error, RuntimeError) and not _torch_is_out_of_memory(error)):
             raise
         if isinstance(error, GroundupError):
             return _tell(" ".join(str(error).split()), error.exit_code)
         if isinstance(error, KeyboardInterrupt):
             print(file=sys.stderr)  # the terminal has echoed ^C
             return _tell("stopped.", 130)
-        if isinstance(error, MemoryError):
-            return _tell("not enough memory. Use less data (--limit), a smaller --depth or --micro-batch.", 1)
-        return _tell(f"{error.filename or 'cannot write the output'}: {mend(error)}.", 1)
+        if isinstance(error, OSError):
+            return _tell(f"{error.filename or 'cannot write the output'}: {mend(error)}.", 1)
+        return _tell("not enough memory. Use less data (--limit), a smaller --depth or --micro-batch.", 1)
+
+
+def _torch_is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not allocate: on a GPU it has its own kind of error, on the CPU only the words tell."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return any(part in str(error) for part in words)
 
 
 def _run(words: Sequence[str]) -> int:

@@ -160,7 +160,7 @@ def plan_pretraining(given: Given) -> Pretraining:
     # Names, types and contradictions, before any work is done.
     defaults = build(PretrainRecipe, without_open_shape(given.values), given.sources)
     run = RunFolder(Path(defaults.out))
-    before = resume_values(run, given)
+    before = resume_values(run, given, trained=bool(Checkpoints(run.checkpoints).all()))
     derived_before = run.derived(given) if before else []
     given = before or given
     recipe = build(PretrainRecipe, without_open_shape(given.values), given.sources)
@@ -172,6 +172,7 @@ def plan_pretraining(given: Given) -> Pretraining:
         prepared = _prepare(recipe, run, vocabulary_limit(given.values, speed, budget))
     facts = Facts(prepared.train.n_tokens, prepared.tokenizer.vocab_size, speed)
     plan = derive(given.values, facts, budget)
+    plan.fill("tokenizer.vocab_size", prepared.tokenizer.vocab_size, "by the text's size and the model's")
     plan.derived = [*derived_before, *plan.derived]
     if recipe.precision == "auto":
         plan.derived.append(Derived("precision", precision, "measured: the faster of float32 and bfloat16 here"))

@@ -105,8 +105,11 @@ def settle_length(given: Given) -> Given:
     return Given({key: value for key, value in given.values.items() if key not in dropped}, given.sources)
 
 
-def resume_values(run: RunFolder, given: Given) -> Given | None:
-    """Given values over those of the run that is here; None where there is none.
+def resume_values(run: RunFolder, given: Given, *, trained: bool) -> Given | None:
+    """Given values over those of the run that is here; None where there is none, or none worth keeping.
+
+    Args:
+        trained: the run has a checkpoint. One that has none gives way to a command that wants another.
 
     Raises:
         UsageError: a value that cannot change within a run differs, or resuming was refused.
@@ -114,7 +117,7 @@ def resume_values(run: RunFolder, given: Given) -> Given | None:
     saved = run.saved()
     if saved is None:
         return None
-    if given.values.get("resume") is False:
+    if trained and given.values.get("resume") is False:
         raise UsageError(
             f"{run.path}: already holds a run, and --resume is false. Choose another --out, or remove the folder."
         )
@@ -123,11 +126,14 @@ def resume_values(run: RunFolder, given: Given) -> Given | None:
         if key in NOT_COMPARED or value == before or value is None or value == "auto":
             continue
         if any(key == fixed or (fixed.endswith(".") and key.startswith(fixed)) for fixed in FIXED):
+            if not trained:
+                return None
             raise UsageError(
                 f"{run.path}: the run here has {key} = {before}, the command says {value}. "
                 "A run cannot change that on the way: choose another --out, or leave it as it was."
             )
-        say(f"  {key}: was {before}, now {value}.")
+        if trained:
+            say(f"  {key}: was {before}, now {value}.")
     length_before = {key: saved.values.get(key) for key in LENGTH}
     length_now = {key: given.values.get(key) for key in LENGTH}
     if any(length_now.values()):

@@ -19,8 +19,9 @@ HEAD_DIM = 64  # as in Llama and GPT-2
 MAX_DEPTH = 48
 LARGEST_VOCABULARY = 32_768
 DERIVED = frozenset(  # keys that nobody need give: derive() fills them, the last two the model config itself
-    [f"model.{name}" for name in ("vocab_size", "context_length", "n_layer", "n_embd", "n_head", "dropout")]
-    + ["optim.learning_rate", "optim.warmup_steps", "batch_tokens", "micro_batch", "max_steps"]
+    ["tokenizer.vocab_size", "batch_tokens", "micro_batch", "max_steps"]
+    + [f"model.{name}" for name in ("vocab_size", "context_length", "n_layer", "n_embd", "n_head", "dropout")]
+    + ["optim.learning_rate", "optim.warmup_steps"]
     + ["model.n_kv_head", "model.n_ff"]
 )
 
@@ -124,6 +125,11 @@ def derive(given: Mapping[str, Any], facts: Facts, budget: Budget) -> Plan:
     """
     plan = Plan(given)
     plan.fill("model.vocab_size", facts.vocab_size, "the tokenizer's")
+    if plan.values["model.vocab_size"] < facts.vocab_size:
+        raise UsageError(
+            f"model.vocab_size = {plan.values['model.vocab_size']} is smaller than the tokenizer's {facts.vocab_size}. "
+            "Leave it out, or give a larger one."
+        )
     context = plan.fill("model.context_length", *_context_length(facts))
     if facts.train_tokens <= context:
         raise UsageError(
