@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundup.runtime import console, progress, say, warn
-from groundup.runtime.console import byte_size, clock, quantity
+from groundup.runtime.console import byte_size, clock, flop_rate, quantity
 
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}
 
@@ -157,3 +157,10 @@ def test_on_a_terminal_there_is_a_bar(child: Any) -> None:
     percentages = [int(number) for number in re.findall(r"(\d+)%", text)]
     assert percentages == sorted(percentages)
     assert percentages[-1] == 100
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(4.2e6, "4.2 MFLOP/s"), (9.68e11, "968 GFLOP/s"), (9.999e11, "1 TFLOP/s"), (2e15, "2 PFLOP/s")]
+)
+def test_speed_for_people(rate: float, shown: str) -> None:
+    assert flop_rate(rate) == shown

@@ -111,7 +111,7 @@ def test_the_doctor_finds_what_is_here(tmp_path: Path, monkeypatch: pytest.Monke
     assert findings["torch"].detail == torch.__version__
     assert findings["Python"].status == "ok"
     assert findings["device"].status == findings["precision"].status == "ok"
-    assert "1BFLOP/s" in findings["matrix products"].detail
+    assert "1 GFLOP/s" in findings["matrix products"].detail
     assert findings["disk"].status in ("ok", "note")
     assert str(tmp_path) in findings["disk"].detail
     assert list(tmp_path.iterdir()) == [], "the doctor leaves nothing behind"

@@ -10,7 +10,7 @@ from groundup.config import Given
 from groundup.model import PRESETS, ModelConfig
 from groundup.model import explain as costs_of
 from groundup.runtime import UsageError, say
-from groundup.runtime.console import byte_size, quantity
+from groundup.runtime.console import byte_size, flop_rate, quantity
 from groundup.runtime.errors import nearest
 
 PLANNED = {"model.n_layer", "model.n_embd", "model.n_head", "model.vocab_size"}  # without these a shape is derived
@@ -57,7 +57,7 @@ def explain(model: str, context: int | None = None, micro_batch: int = 1) -> Non
     table.add_row(
         "memory to train",
         byte_size(costs.training_bytes),
-        f"float32 weights, AdamW, {micro_batch} sequences at once",
+        f"float32 weights, AdamW, micro-batch of {micro_batch}",
     )
     table.add_row("memory to serve", byte_size(2 * costs.total_parameters + full), "bf16 weights and one sequence")
     say(table)
@@ -103,7 +103,7 @@ def _planned(given: Given) -> ModelConfig:
     vocab_size = int(given.values.get("tokenizer.vocab_size") or vocabulary_limit(given.values, speed, budget))
     facts = Facts(train_tokens=10**9, vocab_size=vocab_size, flops_per_second=speed)
     plan = derive(given.values, facts, budget)
-    say(f"Derived for this machine ({quantity(speed)}FLOP/s), given text enough:")
+    say(f"Derived for this machine ({flop_rate(speed)}), given text enough:")
     return ModelConfig.from_dict(
         {k.removeprefix("model."): v for k, v in plan.values.items() if k.startswith("model.")}
     )

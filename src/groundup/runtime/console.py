@@ -100,6 +100,14 @@ def quantity(number: float) -> str:
     return f"{number:.3g}"
 
 
+def flop_rate(per_second: float) -> str:
+    """Floating-point operations per second for people: 968 GFLOP/s, 1.2 TFLOP/s."""
+    for divisor, unit in ((1e6, "M"), (1e9, "G"), (1e12, "T")):
+        if per_second < 999.5 * divisor:
+            return f"{per_second / divisor:.3g} {unit}FLOP/s"
+    return f"{per_second / 1e15:.3g} PFLOP/s"
+
+
 def byte_size(count: float) -> str:
     """Bytes for people, in powers of ten: 950 bytes, 12.3 kB, 4.00 MB, 7.89 GB."""
     if abs(count) < 999.5:

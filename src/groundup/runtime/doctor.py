@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from groundup.runtime.console import quantity
+from groundup.runtime.console import flop_rate
 from groundup.runtime.device import choose_device, choose_precision, matmul_flops
 from groundup.runtime.environment import cpu_name, memory_bytes, package_version, usable_cores
 
@@ -90,7 +90,7 @@ def _machine(folder: Path) -> list[Finding]:
 def _compute() -> list[Finding]:
     device = choose_device("auto")
     speeds = {precision: matmul_flops(device, precision) for precision in ("float32", "bfloat16")}
-    measured = ", ".join(f"{name} {quantity(speed)}FLOP/s" for name, speed in speeds.items() if speed)
+    measured = ", ".join(f"{name} {flop_rate(speed)}" for name, speed in speeds.items() if speed)
     return [
         Finding("device", "ok", f"{device}, the one `--device auto` takes"),
         Finding("matrix products", "ok", measured),

@@ -17,7 +17,7 @@ from groundup.model import Transformer, explain, fastest_backend
 from groundup.optim import build_optimizers
 from groundup.report import MetricsWriter, add_samples, truncate_metrics, truncate_samples
 from groundup.runtime import GroundupError, Progress, progress, say, write_json
-from groundup.runtime.console import byte_size, clock, quantity
+from groundup.runtime.console import byte_size, clock, flop_rate, quantity
 from groundup.runtime.device import Precision, choose_device, choose_precision, matmul_flops
 from groundup.runtime.environment import describe_environment
 from groundup.runtime.files import folder_lock
@@ -123,7 +123,7 @@ class Pretraining:
             for key in keys:
                 if self.values.get(key) is not None:
                     add(section, key.rsplit(".", 1)[-1], self.values[key], reasons.get(key, "given"))
-        matmul = f"{quantity(self.flops_per_second)}FLOP/s"
+        matmul = flop_rate(self.flops_per_second)
         add("cost", "parameters", quantity(costs.total_parameters), "counted; a tied head once")
         formula = "6 x matrix parameters + 12 x layers x width x context (Chowdhery et al. 2022, appendix B)"
         add("cost", "FLOPs per token", quantity(costs.training_flops_per_token), formula)
