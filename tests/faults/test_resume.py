@@ -144,3 +144,18 @@ def test_a_run_that_never_saved_gives_way_to_another(text: Path, tmp_path: Path)
     other = finish([*command(text, out), "--n-layer=1", "--seed=6"])
     assert "Report:" in other.stdout
     assert json.loads((out / "checkpoints" / "latest" / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+@pytest.mark.slow
+def test_a_second_process_in_the_same_folder_is_refused_and_disturbs_nothing(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [*(word for word in command(text, out) if "max-steps" not in word), "--max-steps=400"]
+    first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
+    deadline = time.monotonic() + 120
+    while steps_so_far(out) < 10 and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    second = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=120)
+    assert second.returncode == 1
+    assert "another process is working here" in second.stderr
+    assert first.wait(timeout=240) == 0, first.stderr
+    assert losses(out)[-1][0] == 400

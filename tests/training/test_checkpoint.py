@@ -154,6 +154,10 @@ def test_what_a_killed_writer_left_is_removed_and_never_read(
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert [path.name for path in Checkpoints(tmp_path).all()] == ["step-000001"]
+    assert half.exists()  # looking on must not disturb a process that is saving
+    restored = Checkpoints(tmp_path).newest()
+    assert restored is not None
+    assert restored.state["step"] == 1
     assert not half.exists()
 
 

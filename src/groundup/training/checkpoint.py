@@ -85,7 +85,6 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, max(1, keep)
-        remove_leftovers(folder)
 
     def all(self) -> list[Path]:
         """Every checkpoint, newest first."""
@@ -147,12 +146,15 @@ class Checkpoints:
     def newest(self) -> Restored | None:
         """Load the newest checkpoint that is whole; a damaged one is told about and passed over.
 
+        What a killed writer left is cleared away, so only one process at a time may ask (see ``folder_lock``).
+
         Returns:
             None where there is no checkpoint at all.
 
         Raises:
             GroundupError: there are checkpoints, and every one is damaged.
         """
+        remove_leftovers(self.folder)
         damaged = []
         for path in self.all():
             try:
