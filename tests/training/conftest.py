@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -31,16 +29,3 @@ def optim_config() -> OptimConfig:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the cat sat on the mat and the dog sat on the log " * 9], 270, show_progress=False)
-
-
-@pytest.fixture(scope="session")
-def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-odd kilobytes of text that is not all the same."""
-    import random
-
-    chooser = random.Random(3)
-    words = str.split("ground up model token loss step batch layer head width depth text data rate decay warm norm")
-    lines = [" ".join(chooser.choices(words, k=chooser.randint(3, 12))) + "." for _ in range(520)]
-    path = tmp_path_factory.mktemp("text") / "small.txt"
-    path.write_text("\n".join(lines))
-    return path
