@@ -112,7 +112,7 @@ def test_gpt2_is_as_large_as_everybody_knows(run: Run) -> None:
     said = run("explain", "gpt2-124m", "--context", 512, "--micro-batch=4").out
     assert said.startswith("gpt2-124m: 124M parameters\n")
     assert "at a context of 512" in said
-    assert "4 sequences at once" in said
+    assert "micro-batch of 4" in said
     longer = run("explain", "gpt2-124m").out
     kv = {text: re.search(r"KV cache per token +([\d,]+) B", text) for text in (said, longer)}
     assert [found and found[1] for found in kv.values()] == ["36,864", "36,864"]  # 2 x 12 layers x 768 x 2 bytes

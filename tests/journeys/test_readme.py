@@ -60,11 +60,11 @@ def test_make_demo_takes_a_text_and_ends_with_what_to_try_next(root: Path, tmp_p
         "\n".join(f"Line {number} of a text that somebody wrote down, and then some more." for number in range(900))
     )
     out = tmp_path / "my run"
-    words = ["make", "demo", f"DATA={text}", f"OUT={out}", "MINUTES=0.1"]
+    words = ["make", "--no-print-directory", "demo", f"DATA={text}", f"OUT={out}", "MINUTES=0.1"]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    assert lines[-2:] == [f"groundup chat {out}", f"groundup report {out}"]
+    assert lines[-2:] == [f"groundup chat '{out}'", f"groundup report '{out}'"]
     assert (out / "report.html").stat().st_size > 20_000
 
 

@@ -134,6 +134,7 @@ def test_whatever_is_given_the_rest_fits(given_: dict[str, Any], batches: int, f
     """``batches`` stands for a given batch of so many micro-batches (0: not given)."""
     if "model.n_embd" in given_ and "model.n_head" in given_:
         assume(given_["model.n_embd"] % (2 * given_["model.n_head"]) == 0)
+    assume(given_.get("model.vocab_size", facts.vocab_size) >= facts.vocab_size)  # less is refused
     if batches:
         given_ = given_ | {
             "batch_tokens": batches * given_.get("micro_batch", 1) * given_.get("model.context_length", 256)
@@ -216,3 +217,8 @@ def test_a_depth_out_of_range_is_one_line(given_: dict[str, int]) -> None:
 def test_a_shape_that_contradicts_itself_is_one_line(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=r"^model\.n_"):
         derive(wrong, FACTS, Budget())
+
+
+def test_a_model_that_knows_fewer_tokens_than_the_tokenizer_is_refused() -> None:
+    with pytest.raises(UsageError, match="model.vocab_size = 300 is smaller than the tokenizer's"):
+        derive({"model.vocab_size": 300}, FACTS, Budget())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from groundup.cli.training_run import given_by, run
@@ -19,5 +20,5 @@ def main(arguments: Sequence[str]) -> None:
     if folder is not None:
         say()
         say("Next:")
-        say(f"  groundup chat {folder.path}")
-        say(f"  groundup report {folder.path}")
+        for command in ("chat", "report"):
+            say(f"  groundup {command} {shlex.quote(str(folder.path))}")
