@@ -220,5 +220,5 @@ def test_a_shape_that_contradicts_itself_is_one_line(wrong: dict[str, int]) -> N
 
 
 def test_a_model_that_knows_fewer_tokens_than_the_tokenizer_is_refused() -> None:
-    with pytest.raises(UsageError, match="model.vocab_size = 300 is smaller than the tokenizer's"):
+    with pytest.raises(UsageError, match=r"model.vocab_size = 300 is smaller than the tokenizer's"):
         derive({"model.vocab_size": 300}, FACTS, Budget())
