@@ -12,6 +12,8 @@ import pytest
 # Tests run side by side: a process that computes on every core makes the others wait. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from groundup.runtime.console import console
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -22,6 +24,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data sets, which are not at {folder}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_console() -> Iterator[None]:
+    """A console of each test's own, as wide as in a log: its width is found once, and must not be another test's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)
+        console.cache_clear()
+        yield
+        console.cache_clear()
 
 
 @pytest.fixture(scope="session")
