@@ -298,7 +298,7 @@ def test_a_folder_of_other_things_is_never_replaced(corpus_folder: Path, tmp_pat
 
 def test_an_empty_folder_is_fine(corpus_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    prepare(str(corpus_folder), tmp_path / "out")
+    assert prepare(str(corpus_folder), tmp_path / "out").train.n_tokens > 0
 
 
 def test_the_corpus_may_lie_inside_the_text(corpus_folder: Path) -> None:

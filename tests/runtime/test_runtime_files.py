@@ -327,6 +327,7 @@ def test_a_whole_folder_passes_and_its_list_is_what_sha256sum_says(checked: Path
 def test_a_folder_without_a_list_passes(tmp_path: Path) -> None:
     fill(tmp_path, OLD)
     verify_folder(tmp_path)
+    assert not (tmp_path / "checksums.json").exists()  # looking makes no list either
 
 
 def test_every_flipped_bit_is_found(checked: Path) -> None:

@@ -158,8 +158,8 @@ def vocabulary_limit(given: Mapping[str, Any], flops_per_second: float, budget: 
     """Most tokens a vocabulary should have for the model the budget allows: V = 3.8 N^0.83 / n_embd, a power of two.
 
     The exponent is that of Tao et al. 2024 ("Scaling Laws with Vocabulary"): a vocabulary should grow more slowly than
-    the rest of the model. The constant is ours, from five-minute runs; it gives 2,048 for 0.7M parameters and about
-    19,000 for GPT-2's 85M.
+    the rest of the model. The constant is ours and not fitted: it puts 2,048 tokens at 0.7M parameters, where
+    short runs did about as well with half and twice as many (docs/LOG.md).
 
     Args:
         given: dotted recipe keys; a given depth or width decides over the budget.
@@ -279,7 +279,7 @@ def _horizon_and_batch(plan: Plan, facts: Facts, budget: Budget, config: ModelCo
     plan.fill(
         "model.dropout",
         dropout,
-        f"0.1 past 4 passes over the text (Muennighoff et al. 2023); about {epochs:.1f} are expected",
+        f"0.1 past 4 passes over the text (ours, after Muennighoff et al. 2023); about {epochs:.1f} are expected",
     )
     plan.fill("micro_batch", _micro_batch(batch, config), "what divides the batch, up to 16,384 tokens at once")
 
