@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from groundup.data import NAMED_SOURCES, NamedSource, get_source, open_source
-from groundup.data.download import download
 from groundup.runtime import GroundupError, UsageError
+from groundup.runtime.download import download
 
 CONTENT = random.Random(0).randbytes(3_000_017)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -144,6 +144,24 @@ def test_parquet(tmp_path: Path) -> None:
     assert "not a whole parquet file" in fails(path)
 
 
+def test_records_say_their_language(tmp_path: Path) -> None:
+    lines = [{"text": "a", "language": "de"}, {"text": "b", "lang": "zh"}, {"text": "c", "language": 7}, {"text": "d"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "b.csv").write_text("lang,text\nfi,e\n")
+    (tmp_path / "c.txt").write_text("f")
+    languages = {document.text: document.language for document in open_source(str(tmp_path))}
+    assert languages == {"a": "de", "b": "zh", "c": None, "d": None, "e": "fi", "f": None}
+
+
+def test_parquet_says_its_language(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"language": ["de", None], "id": [1, 2], "text": ["a", "b"]}), path)
+    assert [(one.text, one.language) for one in open_source(str(path))] == [("a", "de"), ("b", None)]
+
+
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imported = builtins.__import__
 

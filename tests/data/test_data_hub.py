@@ -12,8 +12,9 @@ import pytest
 from huggingface_hub import constants
 
 from groundup.data import get_source, open_source
-from groundup.data.hub import choose_files, parse_hub_spec
+from groundup.data.hub import choose_files
 from groundup.runtime import GroundupError, UsageError
+from groundup.runtime.hub import parse_hub_spec
 
 COMMIT = "a" * 40
 FILES = {

@@ -18,11 +18,13 @@ class Document:
         name: where it comes from, for people: a path, ``books.jsonl#12``, ``stdlib/json/decoder.py``.
         group: documents with the same group are never parted by the split into train and validation; None
             stands alone.
+        language: as the record says in a field ``language`` or ``lang``; None where it does not.
     """
 
     text: str
     name: str
     group: str | None = None
+    language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

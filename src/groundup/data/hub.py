@@ -1,48 +1,25 @@
-"""Data sets of the Hugging Face hub: which of their files to read, and how not reaching them is told."""
+"""Data sets of the Hugging Face hub: which of their files to read."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from groundup.data.decode import COMPRESSIONS
 from groundup.data.document import Document, Dropped
 from groundup.data.files import read_file
-from groundup.runtime import GroundupError, UsageError, warn
+from groundup.runtime import GroundupError
 from groundup.runtime.errors import nearest
+from groundup.runtime.hub import TIMEOUT, hub_errors, list_files, parse_hub_spec
 
-TIMEOUT = 8.0  # seconds to answer before we call it offline
+_INSTEAD = "pass a local path with --data"
 
 # Where a data set is published in several formats, one of them is read: the first of these that it has.
 _FORMATS = (".parquet", ".jsonl", ".json", ".txt", ".csv", ".tsv")
-_SPEC = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<inside>.*))?")
 _HELD_OUT = re.compile(r"(^|[^a-z])(test|valid|validation|val|dev|eval)([^a-z]|$)", re.IGNORECASE)
 _TRAIN = re.compile(r"(^|[^a-z])train", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class HubSpec:
-    """What ``hf:owner/name:path/inside`` names: the repository, and a file or folder in it ("" for all)."""
-
-    repo: str
-    inside: str
-
-
-def parse_hub_spec(spec: str) -> HubSpec:
-    """Take an ``hf:`` spec apart.
-
-    Raises:
-        UsageError: it is not one.
-    """
-    match = _SPEC.fullmatch(spec.strip())
-    if match is None:
-        raise UsageError(f"{spec}: a data set of the hub is written hf:owner/name or hf:owner/name:path/inside.")
-    return HubSpec(match["repo"], (match["inside"] or "").strip("/"))
 
 
 def hub_documents(spec: str, skip: Callable[[Dropped], None]) -> Iterator[Document]:
@@ -66,17 +43,17 @@ def hub_files(spec: str) -> Iterator[tuple[str, Path]]:
     from huggingface_hub import hf_hub_download
 
     wanted = parse_hub_spec(spec)
-    cached, names, commit = _list_files(spec, wanted.repo)
-    for name in choose_files(spec, names, wanted.inside):
-        if cached is not None:
-            yield name, cached / name
+    listing = list_files(spec, wanted.repo, instead=_INSTEAD)
+    for name in choose_files(spec, listing.files, wanted.inside):
+        if listing.cached is not None:
+            yield name, listing.cached / name
             continue
-        with _hub_errors(spec):
+        with hub_errors(spec, instead=_INSTEAD):
             path = hf_hub_download(
                 wanted.repo,
                 name,
                 repo_type="dataset",
-                revision=commit,
+                revision=listing.commit,
                 endpoint=os.environ.get("HF_ENDPOINT"),
                 etag_timeout=TIMEOUT,
             )
@@ -127,84 +104,3 @@ def choose_files(spec: str, names: list[str], inside: str) -> list[str]:
 def _format(name: str) -> str:
     path = PurePosixPath(name)
     return (PurePosixPath(path.stem) if path.suffix in COMPRESSIONS else path).suffix
-
-
-def _list_files(spec: str, repo: str) -> tuple[Path | None, list[str], str | None]:
-    """The files of a data set: from the hub, else those in the cache.
-
-    Returns:
-        The cached snapshot's folder (None when the hub answered), the files' names, and the commit they
-        belong to.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        with _hub_errors(spec):
-            # dataset_info, unlike list_repo_files, gives up at once where there is no network.
-            info = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).dataset_info(repo, timeout=TIMEOUT)
-    except UnreachableError:
-        folder = _cached_snapshot(repo)
-        if folder is None:
-            raise
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        warn(f"{spec}: the hub cannot be reached; using its {len(names)} files that were downloaded before.")
-        return folder, names, None
-    return None, [sibling.rfilename for sibling in info.siblings or []], info.sha
-
-
-def _cached_snapshot(repo: str) -> Path | None:
-    """The folder of the newest commit of a data set that the hub's cache holds files of."""
-    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
-
-    try:
-        cached = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except (CacheNotFound, OSError):
-        return None
-    commits = [
-        commit for one in cached if (one.repo_type, one.repo_id) == ("dataset", repo) for commit in one.revisions
-    ]
-    newest = max((commit for commit in commits if commit.files), key=lambda one: one.last_modified, default=None)
-    return Path(newest.snapshot_path) if newest is not None else None
-
-
-class UnreachableError(GroundupError):
-    """The hub does not answer, or offline mode is set."""
-
-
-@contextmanager
-def _hub_errors(spec: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line each."""
-    from huggingface_hub import errors
-
-    # Before 1.0 it raised the errors of requests, which are OSErrors; now those of httpx, which are not.
-    network: tuple[Any, ...] = (OSError, getattr(errors, "HTTPError", OSError))
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise GroundupError(
-            f"{spec}: this data set is gated. Accept its terms on its page, then run: hf auth login"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise GroundupError(
-            f"{spec}: the hub knows no such data set, or it is private. "
-            "Check the name; for a private one run: hf auth login"
-        ) from error
-    except errors.HFValidationError as error:
-        raise UsageError(f"{spec}: {error}") from error
-    except errors.OfflineModeIsEnabled as error:
-        raise UnreachableError(
-            f"{spec}: HF_HUB_OFFLINE is set and this data set is not in the cache. "
-            "Unset it, or pass a local path with --data."
-        ) from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "an error")
-        raise GroundupError(f"{spec}: the hub answered {status}. Check the name, or try again later.") from error
-    except network as error:
-        raise UnreachableError(
-            f"{spec}: the hub cannot be reached ({_short(error)}). Check the network, or pass a local path with --data."
-        ) from error
-
-
-def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

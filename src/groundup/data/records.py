@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from groundup.data.decode import UnreadableFile, decoded, split_stream
 from groundup.data.document import Document, Dropped
 
 TEXT_FIELDS = ("text", "content")
+LANGUAGE_FIELDS = ("language", "lang")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 Skip = Callable[[Dropped], None]
@@ -41,10 +42,10 @@ def read_records(path: Path, suffix: str, name: str, skip: Skip) -> Iterator[Doc
 def _documents(records: Iterator[Record], path: Path, name: str, skip: Skip) -> Iterator[Document]:
     found, fields = 0, None
     for number, record in records:
-        text = record if isinstance(record, str) else _text_field(record)
+        text = record if isinstance(record, str) else _field(record, TEXT_FIELDS)
         if isinstance(text, str):
             found += 1
-            yield Document(text, f"{name}#{number}")
+            yield Document(text, f"{name}#{number}", language=_field(record, LANGUAGE_FIELDS))
             continue
         fields = fields or (", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__)
         skip(Dropped(f"{name}#{number}", "no text field"))
@@ -56,10 +57,10 @@ def _documents(records: Iterator[Record], path: Path, name: str, skip: Skip) -> 
         raise UnreadableFile(path, "no text field", detail)
 
 
-def _text_field(record: Any) -> Any:
+def _field(record: Any, names: Sequence[str]) -> str | None:
     if not isinstance(record, dict):
         return None
-    return next((record[field] for field in TEXT_FIELDS if isinstance(record.get(field), str)), None)
+    return next((record[name] for name in names if isinstance(record.get(name), str)), None)
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -116,6 +117,7 @@ def _parquet_records(path: Path) -> Iterator[Record]:
                 yield 1, dict.fromkeys(names)
                 return
             number = 0
+            columns += [field for field in LANGUAGE_FIELDS if field in names]
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 for row in batch.to_pylist():
                     number += 1

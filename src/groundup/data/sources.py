@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from groundup.data.document import Document, Dropped, Source, printable
-from groundup.data.download import download
 from groundup.data.files import path_identity, read_file, read_folder
-from groundup.data.hub import hub_documents, hub_files, parse_hub_spec
+from groundup.data.hub import hub_documents, hub_files
 from groundup.data.stdlib_source import stdlib_documents, stdlib_identity
 from groundup.runtime import GroundupError, UsageError
+from groundup.runtime.download import default_data_dir, download
 from groundup.runtime.errors import nearest
+from groundup.runtime.hub import parse_hub_spec
 
 __all__ = [
     "NAMED_SOURCES",
@@ -79,12 +79,6 @@ NAMED_SOURCES: dict[str, NamedSource] = {
         hub="hf:HuggingFaceFW/fineweb-edu:sample/10BT",
     ),
 }
-
-
-def default_data_dir() -> Path:
-    """Where downloads are kept: ``$GROUNDUP_DATA``, else ``~/.cache/groundup/data``."""
-    chosen = os.environ.get("GROUNDUP_DATA")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "groundup" / "data"
 
 
 def open_source(spec: str, data_dir: Path | None = None, limit: int | None = None) -> Source:

@@ -9,14 +9,28 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from groundup.runtime import GroundupError, os_errors, progress, sha256_file
-from groundup.runtime.files import fsync_folder
+from groundup.runtime.console import progress
+from groundup.runtime.errors import GroundupError, os_errors
+from groundup.runtime.files import fsync_folder, sha256_file
 
 TIMEOUT = 8.0  # seconds without a connection or a byte: who is offline learns it soon
 _CHUNK = 1 << 20
 
 
-def download(url: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> Path:
+def default_data_dir() -> Path:
+    """Where downloads are kept: ``$GROUNDUP_DATA``, else ``~/.cache/groundup/data``."""
+    chosen = os.environ.get("GROUNDUP_DATA")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "groundup" / "data"
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    instead: str = "pass a file you have with --data PATH",
+) -> Path:
     """Download ``url`` to ``path``; a file that is there and whole is kept.
 
     What has arrived lies in ``<name>.part`` beside it until it is whole, so the same call later goes on from
@@ -27,6 +41,7 @@ def download(url: str, path: Path, *, size: int | None = None, sha256: str | Non
         path: where the file goes.
         size: its bytes, where known.
         sha256: its SHA-256, where known.
+        instead: what a person who has the file already can do, for messages.
 
     Returns:
         ``path``.
@@ -40,9 +55,9 @@ def download(url: str, path: Path, *, size: int | None = None, sha256: str | Non
     part = path.with_name(path.name + ".part")
     with os_errors(path, "cannot write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, size)
+        _fetch(url, part, size, instead)
     try:
-        _check(url, part, size, sha256)
+        _check(url, part, size, sha256, instead)
     except GroundupError:
         part.unlink(missing_ok=True)
         raise
@@ -52,7 +67,7 @@ def download(url: str, path: Path, *, size: int | None = None, sha256: str | Non
     return path
 
 
-def _fetch(url: str, part: Path, size: int | None) -> None:
+def _fetch(url: str, part: Path, size: int | None, instead: str) -> None:
     """Append to ``part`` what is missing of it."""
     have = part.stat().st_size if part.exists() else 0
     if size is not None and have >= size:  # whole, or wrong: _check tells
@@ -71,17 +86,14 @@ def _fetch(url: str, part: Path, size: int | None) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # the part is not a beginning of what the server has now
             part.unlink()
-            _fetch(url, part, size)
+            _fetch(url, part, size, instead)
             return
         raise GroundupError(
-            f"{url}: the server answered {error.code} {error.reason}. "
-            "Try again later, or pass your own text with --data PATH."
+            f"{url}: the server answered {error.code} {error.reason}. Try again later, or {instead}."
         ) from error
     except (urllib.error.URLError, TimeoutError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise GroundupError(
-            f"{url}: no connection ({reason}). Check the network, or pass a file you have with --data PATH."
-        ) from error
+        raise GroundupError(f"{url}: no connection ({reason}). Check the network, or {instead}.") from error
     got = part.stat().st_size
     if got < (size or expected):
         raise _cut_off(url, got)
@@ -109,7 +121,7 @@ def _cut_off(url: str, got: int) -> GroundupError:
     )
 
 
-def _check(url: str, part: Path, size: int | None, sha256: str | None) -> None:
+def _check(url: str, part: Path, size: int | None, sha256: str | None, instead: str) -> None:
     got = part.stat().st_size
     if size is not None and got != size:
         raise GroundupError(f"{url}: {got:,} bytes arrived, {size:,} expected. Run the same command again.")
@@ -118,6 +130,5 @@ def _check(url: str, part: Path, size: int | None, sha256: str | None) -> None:
         if digest != sha256:
             raise GroundupError(
                 f"{url}: not the file it should be (SHA-256 {digest[:12]}…, expected {sha256[:12]}…). "
-                "Run the same command again; if it stays so, the file has changed: "
-                "pass your own copy with --data PATH."
+                f"Run the same command again; if it stays so, the file has changed: {instead}."
             )
