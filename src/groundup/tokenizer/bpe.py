@@ -19,15 +19,14 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from groundup.tokenizer.alphabet import ALPHABET_ORDER
-
-Pair = tuple[int, int]
+from groundup.tokenizer.rules import Pair, Rules
 
 EDGE = -1  # what stands between two chunks, and on places inside a token
 NEVER = 1 << 62  # the rank of a pair that is no merge
@@ -173,36 +172,36 @@ CACHED_CHUNKS = 1 << 18  # 35 MB of short words, 100 MB at worst
 
 
 class WordCache(dict[str, bytes]):
-    """From a chunk of text to its token ids, packed as machine integers.
+    """From a chunk of text to its token ids, packed as 32-bit integers.
 
     Looking up a chunk that is not there encodes it.
 
     Args:
-        byte_ids: the token id of each byte value.
-        merges: pairs of ids, in the order they were learned.
-        products: the token that each merge makes.
-        typecode: the :mod:`array` type of the packed ids, ``"H"`` (16 bits) or ``"I"`` (32 bits).
+        rules: tokens and merges.
         capacity: how many chunks are remembered. A full cache forgets all and begins again: what is frequent
             is back at once.
     """
 
-    def __init__(
-        self,
-        byte_ids: Sequence[int],
-        merges: Sequence[Pair],
-        products: Sequence[int],
-        typecode: str,
-        capacity: int = CACHED_CHUNKS,
-    ) -> None:
+    def __init__(self, rules: Rules, capacity: int = CACHED_CHUNKS) -> None:
         super().__init__()
-        self._byte_ids, self._products = byte_ids, products
-        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self._typecode, self._capacity = typecode, capacity
+        self._byte_ids, self._capacity = rules.byte_ids, capacity
+        self._whole = rules.ids if rules.whole_words else {}
+        self._ranks: dict[Pair, int] = {}
+        self._products: dict[int, int] = {}
+        for place, (left, right, product) in enumerate(rules.recovered() if rules.by_rank else rules.listed):
+            rank = product if rules.by_rank else place
+            self._ranks.setdefault((left, right), rank)
+            self._products[rank] = product
 
     def __missing__(self, chunk: str) -> bytes:
-        data = [self._byte_ids[byte] for byte in chunk.encode()]
-        merge = merge_short if len(data) < LONG_CHUNK else merge_long
-        packed = array(self._typecode, merge(data, self._ranks, self._products)).tobytes()
+        data = chunk.encode()
+        whole = self._whole.get(data)
+        if whole is not None:
+            ids = [whole]
+        else:
+            merge = merge_short if len(data) < LONG_CHUNK else merge_long
+            ids = merge([self._byte_ids[byte] for byte in data], self._ranks, self._products)
+        packed = array("I", ids).tobytes()
         if len(chunk) <= CACHED_CHUNK:
             if len(self) >= self._capacity:
                 self.clear()
@@ -210,7 +209,7 @@ class WordCache(dict[str, bytes]):
         return packed
 
 
-def merge_short(ids: list[int], ranks: Mapping[Pair, int], products: Sequence[int]) -> list[int]:
+def merge_short(ids: list[int], ranks: Mapping[Pair, int], products: Mapping[int, int]) -> list[int]:
     """Merge one chunk: the lowest rank first, leftmost first. Quadratic in its length, with a small constant.
 
     Args:
@@ -238,7 +237,7 @@ def merge_short(ids: list[int], ranks: Mapping[Pair, int], products: Sequence[in
     return ids
 
 
-def merge_long(ids: list[int], ranks: Mapping[Pair, int], products: Sequence[int]) -> list[int]:
+def merge_long(ids: list[int], ranks: Mapping[Pair, int], products: Mapping[int, int]) -> list[int]:
     """What :func:`merge_short` does, in n log n: a linked list of tokens, and a heap of the merges that fit.
 
     A heap entry is ``rank * n + place``: one integer that sorts by rank, then from left to right.
