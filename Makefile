@@ -16,7 +16,7 @@ ARGS   ?=
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test lint types floors pytest format bench clean
+.PHONY: help setup setup-test setup-bench demo test lint types floors pytest format bench clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -42,9 +42,16 @@ $(VENV)/.test: $(VENV)/.core
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.test
+	@echo "Installing what the benchmarks compare with …"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
 setup: $(VENV)/.core
 
 setup-test: $(VENV)/.test
+
+setup-bench: $(VENV)/.bench
 
 demo: setup
 	@$(VENV)/bin/groundup demo $(if $(DATA),--data "$(DATA)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out "$(OUT)") $(ARGS)
@@ -68,8 +75,10 @@ format: setup-test
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: setup-test
+# Each keeps its result in benchmarks/results/ and writes docs/benchmarks.md again; together about an hour.
+bench: setup-bench
 	@$(VENV)/bin/python benchmarks/first_run.py
+	@$(VENV)/bin/python benchmarks/tokenizer.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .import_linter_cache

@@ -2,7 +2,7 @@
 
     python benchmarks/first_run.py                               the default text
     python benchmarks/first_run.py --data a.txt b.jsonl.gz       and these, without setting up again
-    python benchmarks/first_run.py --render                      write docs/benchmarks.md from the kept results
+    python benchmarks/render.py                                  write docs/benchmarks.md from the kept results
 
 Runs in an empty home directory. The yardsticks (gzip -9, xz -9e, a byte 6-gram with Kneser-Ney smoothing) are measured
 in the same run, on the same held-out text, by the demo itself. Ends in one JSON line, kept in benchmarks/results/.
@@ -21,6 +21,8 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from render import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "first_run.json"
@@ -88,60 +90,17 @@ def _silent(command: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def render(result: dict[str, Any]) -> str:
-    """docs/benchmarks.md."""
-    machine = result["machine"]
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `python benchmarks/first_run.py --render` from `benchmarks/results/`; do not edit by hand.",
-        "",
-        "## The first ten minutes",
-        "",
-        f"Measured {result['date']} at commit {machine['commit'][:12]}, on {machine['cores']} cores of "
-        f"{machine['cpu']}, Python {machine['python']}, torch {machine['packages']['torch']}, no GPU. "
-        "The machine is shared: absolute times vary.",
-        "",
-        "| | measured | at most |",
-        "|---|---|---|",
-        f"| fresh clone to the end of `make demo` ({result['minutes']:g} minutes of training) | "
-        f"{result['clone_to_end_seconds'] / 60:.1f} minutes | 10 minutes |",
-        f"| of that, `make setup` (warm package index) | {result['setup_seconds']:.0f} s | |",
-        f"| collect, clean, tokenizer, shards, default text | {result['runs'][0]['prepare_seconds']:.1f} s | 45 s |",
-        f"| `groundup --help` | {result['help_seconds']:.2f} s | 0.3 s |",
-        "",
-        "Bits per byte of the held-out text (fewer is better), all measured on the same bytes in the same run. The "
-        "6-gram was trained on the same training text as the model; gzip and xz see only the held-out text. "
-        "The model's figure is that of the run's best checkpoint, chosen on held-out text: where that is the whole of "
-        "it, as with tinyshakespeare, the figure is a little optimistic (docs/LOG.md).",
-        "",
-    ]
-    names = ["this model", "byte 6-gram", "xz -9e", "gzip -9"]
-    lines += ["| text | held out | tokens seen | " + " | ".join(names) + " |", "|---|---|---|" + "---|" * len(names)]
-    for run in result["runs"]:
-        bits = [
-            next(value for name, value in run["bits_per_byte"].items() if name.startswith(prefix)) for prefix in names
-        ]
-        cells = " | ".join(f"**{bit:.3f}**" if bit == min(bits) else f"{bit:.3f}" for bit in bits)
-        lines.append(
-            f"| {run['text']} | {run['held_out_bytes'] / 1e3:,.0f} kB | {run['tokens'] / 1e6:.1f}M | {cells} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
-    """Measure or render."""
+    """Measure, keep, render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="*", default=[], help="further texts")
     parser.add_argument("--minutes", type=float, default=5, help="training time of each run")
     parser.add_argument("--keep", metavar="FOLDER", help="clone and run in this new folder, and leave it")
-    parser.add_argument("--render", action="store_true", help="only write docs/benchmarks.md")
     arguments = parser.parse_args()
-    if not arguments.render:
-        result = measure(arguments.data, arguments.minutes, arguments.keep)
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
-        print(json.dumps(result))
-    (ROOT / "docs" / "benchmarks.md").write_text(render(json.loads(RESULT.read_text())))
+    result = measure(arguments.data, arguments.minutes, arguments.keep)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write_page()
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,47 +1,98 @@
-"""``groundup tokenizer train|encode|decode|inspect``: text to token ids and back."""
+"""``groundup tokenizer train|encode|decode|inspect|import|bench``: text to token ids and back."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from groundup.cli.arguments import call_one_of, read_stdin, second_as_flag
+from groundup.cli.tables import left_out
+from groundup.cli.tokenizer_bench import bench
+from groundup.cli.tokenizer_inspect import inspect
 from groundup.runtime import UsageError, say
+
+if TYPE_CHECKING:
+    from groundup.data import Source
 
 
 def train(
     data: str,
     out: str = "tokenizer",
     vocab_size: int | None = None,
+    algorithm: Literal["bpe", "bytes", "characters", "words"] = "bpe",
     pattern: str = "gpt4",
-    min_frequency: int = 2,
+    special_tokens: str = "<|endoftext|>",
+    normalization: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = None,
+    min_frequency: int | None = None,
+    threads: int | None = None,
     limit: int | None = None,
 ) -> None:
-    """Train a byte-pair encoding on a text and save it as a folder that Hugging Face tokenizers opens.
+    """Train a tokenizer on text of any size and save it as a folder that Hugging Face tokenizers opens.
 
     Args:
         data: a file, a folder, stdlib, a named source, or hf:owner/name
         out: the folder to write
-        vocab_size: size of the vocabulary; derived from the size of the text when not given
+        vocab_size: size of the vocabulary; when not given derived from the size of the text, or all words or characters
+        algorithm: byte-pair encoding, or one of the small tokenizers
         pattern: how text is cut before merging: gpt2, gpt4, o200k or a regular expression
-        min_frequency: pairs seen less often are not merged
+        special_tokens: names of the special tokens, separated by commas
+        normalization: a Unicode normal form that text is brought to first; decoding gives that form back
+        min_frequency: rarer pairs are not merged (2 when not given), rarer words and characters unknown (1)
+        threads: at most so many threads; all cores when not given
         limit: read at most this many documents
     """
-    from groundup.data import open_source, suggest_vocab_size
+    from groundup.data import open_source
     from groundup.tokenizer import Tokenizer
 
-    texts = [document.text for document in open_source(data, limit=limit)]
-    size = vocab_size or suggest_vocab_size(sum(len(text.encode("utf-8", "replace")) for text in texts))
-    tok = Tokenizer.train(texts, size, pattern=pattern, min_frequency=min_frequency)
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads} must be at least 1.")
+    options: dict[str, Any] = {} if threads is None else {"threads": threads}
+    source = open_source(data, limit=limit)
+    read = _Counted(source)
+    tok = Tokenizer.train(
+        read,
+        vocab_size or (_derived_vocab_size(source) if algorithm == "bpe" else None),
+        algorithm=algorithm,
+        pattern=pattern,
+        special_tokens=[name for name in special_tokens.split(",") if name],
+        normalization=normalization,
+        min_frequency=min_frequency,
+        **options,
+    )
     tok.save(out)
-    say(f"{out}: {tok.vocab_size:,} tokens from {len(texts):,} documents")
+    say(f"{out}: {tok.vocab_size:,} tokens from {read.documents:,} documents{left_out(source)}")
+
+
+class _Counted:
+    """The texts of a source, one at a time, and how many there were."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.documents = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for document in self._source:
+            self.documents += 1
+            yield document.text
+
+
+def _derived_vocab_size(source: Source) -> int:
+    """The vocabulary for so much text: the source is read once more, but not past where more text changes nothing."""
+    from groundup.data import suggest_vocab_size
+
+    most, size = suggest_vocab_size(1 << 60), 0
+    for document in source:
+        size += len(document.text.encode("utf-8", "replace"))
+        if suggest_vocab_size(size) == most:
+            break
+    return suggest_vocab_size(size)
 
 
 def encode(tokenizer: str, text: str = "-", allow_special: bool = False) -> None:
     """Print the token ids of a text, separated by spaces.
 
     Args:
-        tokenizer: a folder or a tokenizer.json
+        tokenizer: a folder, a tokenizer.json, a .tiktoken file, or any other vocabulary that import reads
         text: the text; - reads standard input
         allow_special: let special tokens in the text stand for themselves instead of being plain text
     """
@@ -55,7 +106,7 @@ def decode(tokenizer: str, ids: str = "-") -> None:
     """Print the text of token ids.
 
     Args:
-        tokenizer: a folder or a tokenizer.json
+        tokenizer: a folder, a tokenizer.json, a .tiktoken file, or any other vocabulary that import reads
         ids: the ids, separated by spaces or commas; - reads standard input
     """
     from groundup.tokenizer import Tokenizer
@@ -67,40 +118,36 @@ def decode(tokenizer: str, ids: str = "-") -> None:
     print(Tokenizer.load(tokenizer).decode([int(word) for word in words]))
 
 
-def inspect(tokenizer: str, text: str = "-") -> None:
-    """Show how a tokenizer cuts a text, and how far it compresses it.
+def import_(source: str, out: str = "tokenizer", pattern: str | None = None) -> None:
+    """Read a vocabulary in any known form and save it as a folder that Hugging Face tokenizers opens.
 
     Args:
-        tokenizer: a folder or a tokenizer.json
-        text: the text; - reads standard input
+        source: a .tiktoken file, a tokenizer.json, a folder with GPT-2's encoder.json and vocab.bpe, a SentencePiece
+            .model, a .gguf file, or hf:owner/name
+        out: the folder to write
+        pattern: how text is cut, where the file does not say: gpt2, gpt4, o200k or a regular expression
     """
-    from rich.text import Text
+    from groundup.tokenizer import Tokenizer
 
-    from groundup.tokenizer import Tokenizer, compression
-
-    tok = Tokenizer.load(tokenizer)
-    content = read_stdin() if text == "-" else text
-    if not content:
-        raise UsageError("groundup tokenizer inspect needs a text.")
-    colours = ("on blue", "on dark_green", "on dark_magenta", "on dark_cyan", "on grey37")
-    shown = Text()
-    for position, token in enumerate(tok.encode(content)):
-        shown.append(
-            tok.token_bytes(token).decode("utf-8", "replace"),
-            style=f"white {colours[position % len(colours)]}",
-        )
-        shown.append("" if sys.stdout.isatty() else "|")
-    say(shown)
-    found = compression(tok, content)
-    say(f"{found['tokens']:,.0f} tokens, {found['bytes']:,.0f} bytes, {found['bytes_per_token']:.2f} bytes per token")
+    tok = Tokenizer.load(source, pattern=pattern)
+    tok.save(out)
+    special = len(tok.special_tokens)
+    say(f"{out}: {tok.vocab_size:,} tokens from {source}, {special:,} of them special")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"train": train, "encode": encode, "decode": decode, "inspect": inspect}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "encode": encode,
+    "decode": decode,
+    "inspect": inspect,
+    "import": import_,
+    "bench": bench,
+}
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the sub-command named first."""
     words = list(arguments)
-    if words and words[0] != "train":
+    if words and words[0] in ("encode", "decode", "inspect"):
         words[1:] = second_as_flag(words[1:], "--ids" if words[0] == "decode" else "--text")
     call_one_of(COMMANDS, "tokenizer", words)
