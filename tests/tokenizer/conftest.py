@@ -44,3 +44,15 @@ def small() -> Tokenizer:
     """A tokenizer that needs no shared data: it knows this one sentence well."""
     text = "the cat sat on the mat and the dog sat on the cat; so they all sat, naïve 中文 中文 👋🏽👋🏽. " * 3
     return Tokenizer.train([text], 300, special_tokens=("<|endoftext|>", "<|end|>"), show_progress=False)
+
+
+@pytest.fixture(scope="session")
+def vocabularies(shared_data: Path) -> Path:
+    """The folder of published vocabularies."""
+    return shared_data / "tokenizers"
+
+
+@pytest.fixture(scope="session")
+def gpt2(vocabularies: Path) -> Tokenizer:
+    """GPT-2's own vocabulary."""
+    return Tokenizer.load(vocabularies / "gpt2")

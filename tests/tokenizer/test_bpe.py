@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from groundup.tokenizer import Tokenizer, bpe, bpe_reference
 from groundup.tokenizer.alphabet import ALPHABET_ORDER, CHARACTER_OF_BYTE, from_characters, to_characters
 from groundup.tokenizer.pretokenize import PATTERNS, Splitter
+from groundup.tokenizer.rules import Rules
 
 # Few different bytes make many ties, overlaps ("aaa") and merges of merges.
 chunk_counts = st.dictionaries(
@@ -101,12 +102,14 @@ def test_a_chunk_of_a_megabyte_is_not_quadratic() -> None:
 @pytest.mark.parametrize("capacity", [1, 7, 1000])
 def test_word_cache_is_bounded_and_gives_the_same_ids(capacity: int) -> None:
     tokens, merges = bpe.learn({b"hello": 3, b"help": 3}, 300)
-    products = [tokens.index(tokens[left] + tokens[right]) for left, right in merges]
-    cache = bpe.WordCache(range(256), merges, products, "H", capacity)
-    fresh = bpe.WordCache(range(256), merges, products, "H")
+    rules = Rules(tokens, merges, range(len(tokens)), whole_words=False)
+    cache, fresh = bpe.WordCache(rules, capacity), bpe.WordCache(rules)
     for chunk in [f"hello{n % 30}" for n in range(90)] + ["x" * 1000]:
         assert cache[chunk] == fresh[chunk]
         assert len(cache) <= capacity
+        pairs = as_bytes(tokens, merges)
+        ids = memoryview(cache[chunk]).cast("I").tolist()  # packed as 32-bit integers
+        assert [tokens[number] for number in ids] == bpe_reference.encode(chunk.encode(), pairs)
     assert "x" * 1000 not in fresh
 
 

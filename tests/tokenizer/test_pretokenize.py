@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundup.runtime.errors import UsageError
+from groundup.runtime.errors import GroundupError, UsageError
 from groundup.tokenizer import Tokenizer, pretokenize
 from groundup.tokenizer.pretokenize import PATTERNS, Splitter, pattern_regex
 
@@ -61,3 +61,10 @@ def test_a_pattern_that_does_not_compile() -> None:
 def test_a_mistyped_pattern_name() -> None:
     with pytest.raises(UsageError, match=r"unknown pattern 'gtp4'\. Known: gpt2, gpt4, .* Did you mean gpt4\?"):
         Tokenizer.train(["text"], 300, pattern="gtp4")
+
+
+def test_pattern_that_backtracks_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretokenize, "PATIENCE", 0.2)
+    for pattern in (r"(?:a|aa)+b$", r"(a|aa)+b$"):  # cut all at once, and, for its group, match by match
+        with pytest.raises(GroundupError, match="backtracks without end"):
+            list(Splitter(pattern).split("a" * 60))
