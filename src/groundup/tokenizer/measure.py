@@ -237,7 +237,7 @@ def gigatoken_encoder(files: VocabularyFiles) -> Encoder:
         tok = gigatoken.Tokenizer(str(files.json))
 
     def collect(rows: Any) -> Ids:
-        import awkward  # type: ignore[import-untyped]
+        import awkward
 
         counts = np.asarray(awkward.num(rows))
         return awkward.to_numpy(awkward.flatten(rows)), np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
