@@ -123,7 +123,9 @@ Training = tuple[Callable[[], Any], Callable[[Any], list[bytes]]]
 
 def train_groundup(file: Path, job: dict[str, Any]) -> Training:
     """This package."""
-    exec(WITHOUT_HOOKS)
+    from numba.core import entrypoints
+
+    entrypoints._already_initialized = True  # what WITHOUT_HOOKS says, for a process of one line
     from groundup.tokenizer import Tokenizer
 
     # Compiled code comes from its cache once in a process, which is measured by itself elsewhere.

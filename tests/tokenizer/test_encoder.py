@@ -49,6 +49,7 @@ def cramped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "FIRST_SLOTS", 16)
     monkeypatch.setattr(compiled, "MOST_SLOTS", 64)
     monkeypatch.setattr(compiled, "PER_THREAD", 100)
+    monkeypatch.setattr(compiled, "LISTED_AT_ONCE", 300)
 
 
 def learned(texts: list[str], size: int, pattern: str = GPT2) -> tuple[list[bytes], Pairs]:

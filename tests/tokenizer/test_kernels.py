@@ -23,8 +23,8 @@ pytest.importorskip("numba", reason="the kernels need Numba")
 from groundup.tokenizer import compiled
 from groundup.tokenizer.kernels import cut as cutting
 from groundup.tokenizer.kernels import merge as merging
-from groundup.tokenizer.kernels import state, words
-from groundup.tokenizer.kernels.machine import field, kernel, u64
+from groundup.tokenizer.kernels import state
+from groundup.tokenizer.kernels.machine import field, kernel
 
 EXPRESSIONS = {
     "gpt2": PATTERNS["gpt2"],
@@ -62,22 +62,6 @@ def cut(memory, size):
         field(memory, state.DIGITS),
         field(memory, state.ALL_AT_END),
         field(memory, state.ENDS),
-    )
-
-
-@kernel
-def merge_by_heap(memory, text, size):
-    """What :func:`merge` does with long chunks, with a chunk of any length."""
-    return merging.merge_long(
-        text,
-        size,
-        field(memory, state.BYTE_IDS),
-        field(memory, state.BYTE_PAIRS),
-        field(memory, state.PAIRS),
-        u64(field(memory, state.PAIRS_SHIFT)),
-        field(memory, state.PRODUCTS),
-        field(memory, state.MERGED),
-        field(memory, state.WORK),
     )
 
 
@@ -306,9 +290,8 @@ def test_merging_one_chunk_equals_the_reference(letters: bytes, size: int, renum
         chunk = bytes(random.choices(letters, k=length))
         padded = np.frombuffer(chunk + bytes(16), np.uint8)
         expected = bpe_reference.encode(chunk, by_bytes)
-        for function in (words.merge, merge_by_heap):
-            count = function(memory.address, padded.ctypes.data, length)
-            assert [tokens[number] for number in merged[1 : 1 + count].tolist()] == expected, (function, chunk)
+        count = merging.merge(memory.address, padded.ctypes.data, length)
+        assert [tokens[number] for number in merged[1 : 1 + count].tolist()] == expected, chunk
 
 
 @pytest.mark.parametrize(("letters", "size"), VOCABULARIES)
@@ -316,7 +299,7 @@ def test_merging_one_chunk_equals_the_reference(letters: bytes, size: int, renum
 def test_merging_many_chunks_equals_the_reference(
     monkeypatch: pytest.MonkeyPatch, letters: bytes, size: int, slots: int
 ) -> None:
-    # Short chunks that are new are merged side by side. Among 16 slots most find no room, and are merged alone.
+    # New chunks of up to 63 bytes are merged side by side. Among 16 slots most find no room, and are merged alone.
     monkeypatch.setattr(compiled, "FIRST_SLOTS", slots)
     monkeypatch.setattr(compiled, "MOST_SLOTS", slots)
     random = Random(size)
@@ -324,7 +307,7 @@ def test_merging_many_chunks_equals_the_reference(
     by_bytes = [(tokens[left], tokens[right]) for left, right in merges]
     rules = Rules(tokens, merges, range(len(tokens)), whole_words=False)
     encoder = compiled.CompiledEncoder(rules, Splitter(r"[^\n]+|\n"))
-    for longest in (1, 3, 15, 16, 17, 60):
+    for longest in (1, 3, 15, 16, 17, 31, 32, 33, 48, 49, 62, 63, 64, 100):
         lines = [word.decode("latin-1").replace("\n", "") for word in random_words(random, letters, 300, longest)]
         text = "\n".join(lines)
         chunks = [chunk.encode() for chunk in regex.findall(r"[^\n]+|\n", text)]

@@ -116,17 +116,32 @@ def _misencoded(path: Path, encoding: str, offset: int, bad: int) -> str:
     )
 
 
-def split_stream(chunks: Iterable[str], separator: str) -> Iterator[str]:
-    """Yield what ``"".join(chunks).split(separator)`` would, with one part in memory at a time."""
-    overlap = len(separator) - 1  # a separator may lie across two chunks
+def split_stream(chunks: Iterable[str], separator: str | None, longest: int | None = None) -> Iterator[str]:
+    """Yield what ``"".join(chunks).split(separator)`` would, with one part in memory at a time.
+
+    Args:
+        chunks: the text, piece by piece.
+        separator: what ends a part; None for nothing.
+        longest: a part that has grown to so many characters ends after its last line, so that no part is too
+            large for memory.
+    """
+    overlap = len(separator) - 1 if separator else 0  # a separator may lie across two chunks
     parts: list[str] = []
+    size = 0
     carry = ""
     for chunk in chunks:
-        *ended, rest = (carry + chunk).split(separator)
+        *ended, rest = (carry + chunk).split(separator) if separator else [carry + chunk]
         for part in ended:
             yield "".join((*parts, part))
             parts.clear()
+            size = 0
         cut = len(rest) - overlap if len(rest) > overlap else 0
+        if longest is not None and size + cut >= longest:
+            end = rest.rfind("\n", 0, cut) + 1 or cut
+            yield "".join((*parts, rest[:end]))
+            parts.clear()
+            size, rest, cut = 0, rest[end:], cut - end
         parts.append(rest[:cut])
+        size += cut
         carry = rest[cut:]
     yield "".join((*parts, carry))

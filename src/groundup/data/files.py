@@ -15,6 +15,8 @@ from groundup.runtime import GroundupError, os_errors
 
 SEPARATOR = "<|endoftext|>"  # between the documents of one .txt file, as TinyStories and others publish them
 
+LONGEST_DOCUMENT = 1 << 25  # characters; a longer text becomes several documents, so that any file can be read
+
 _TOOL_FOLDERS = {"node_modules", "__pycache__"}
 _MACHINE_MADE = (  # what tells a folder no person wrote: a virtual environment, a run, a prepared corpus
     {"pyvenv.cfg"},
@@ -27,6 +29,8 @@ Skip = Callable[[Dropped], None]
 
 def read_file(path: Path, skip: Skip, name: str | None = None) -> Iterator[Document]:
     """Yield the documents of one file: its records, its parts between ``<|endoftext|>``, or the whole as one.
+
+    A text that is longer than ``LONGEST_DOCUMENT`` becomes several documents, each ending with a line.
 
     Args:
         path: the file; .gz, .bz2, .xz (and .zst from Python 3.14 on) are decompressed.
@@ -54,7 +58,7 @@ def read_file(path: Path, skip: Skip, name: str | None = None) -> Iterator[Docum
 
 
 def _text_documents(path: Path, suffix: str, name: str) -> Iterator[Document]:
-    parts = split_stream(decoded(path), SEPARATOR) if suffix == ".txt" else iter(["".join(decoded(path))])
+    parts = split_stream(decoded(path), SEPARATOR if suffix == ".txt" else None, LONGEST_DOCUMENT)
     texts = (part for part in parts if part and not part.isspace())
     for number, text in enumerate(texts, 1):
         yield Document(text, name if number == 1 else f"{name}#{number}")

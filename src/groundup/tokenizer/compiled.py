@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,12 +27,26 @@ SLOTS_TO_COUNT = 1 << 16
 LONGEST_KEPT = 256  # bytes; longer chunks hardly ever come back
 PARTS_PER_THREAD = 4  # so that a thread that is held up does not hold up all
 PER_THREAD = 400_000  # bytes; for less, starting a thread costs more than it brings
+SPILL = 16  # bytes after the arena's end, for ids are copied four at a time
+LISTED_AT_ONCE = 1 << 18  # bytes of text whose ids are made into lists while they are near
 AT_ONCE = 1 << 28  # bytes of text whose ids are written into one buffer
 
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_CALLED = {
+    state.MERGE: merge.merge,
+    state.NEXT_PIECE: words.next_piece,
+    state.ENCODE_CHUNKS: words.encode_chunks,
+    state.LEARN_CHUNKS: words.learn_chunks,
+}
+
+
 def check() -> None:
-    """Compile, or read from the cache, a first function: raises whatever Numba raises when it cannot be used."""
-    words.move_slots(0, 0, 0, np.uint64(63))
+    """Compile the large functions, or read them from the cache: raises whatever Numba raises when it cannot be used."""
+    for function in _CALLED.values():
+        function.address  # noqa: B018
 
 
 class Memory:
@@ -57,7 +73,7 @@ class Memory:
         if splitter.shape is not None:
             self.fields[[state.PATTERN, state.DIGITS, state.ALL_AT_END]] = splitter.shape
         self.set_capacity(PIECE)
-        self._set_table(np.zeros((slots, 4), np.int64), np.empty(slots * words.SLOT, np.uint8))
+        self._set_table(np.zeros((slots, 4), np.int64), np.empty(slots * words.SLOT + SPILL, np.uint8))
 
     def hold(self, field: int, values: np.ndarray) -> None:
         """Keep an array alive, and tell the kernels where it is."""
@@ -80,7 +96,7 @@ class Memory:
         self.fields[state.ENDS] += 4  # the place before is overwritten
         self.hold(state.SLOTS, np.empty(size, np.int64))
         self.hold(state.CLAIMS, np.empty((size, 3), np.int64))
-        self.hold(state.MERGED, np.zeros(size + 2, np.uint32))  # one id before, one behind
+        self.hold(state.MERGED, np.zeros(size + 5, np.uint32))  # one id before; four behind, which are copied at once
         self.fields[state.MERGED] += 4
         self.hold(state.WORK, np.zeros(32 * size + 128, np.uint8))  # some ranks before, some behind
         self.fields[state.WORK] += 64
@@ -91,13 +107,13 @@ class Memory:
         self.hold(state.TABLE, table)
         self.hold(state.ARENA, arena)
         self.fields[state.TABLE_SHIFT] = 65 - len(table).bit_length()
-        self.fields[state.ARENA_SIZE] = arena.size
+        self.fields[state.ARENA_SIZE] = arena.size - SPILL
 
     def grow(self, times: int) -> None:
         """Make the word table and its arena so many times larger, keeping what is in them."""
         old, old_arena, used = self.array(state.TABLE), self.array(state.ARENA), self.fields[state.ARENA_USED]
         slots = len(old) * times
-        table, arena = np.zeros((slots, 4), np.int64), np.empty(old_arena.size * times, np.uint8)
+        table, arena = np.zeros((slots, 4), np.int64), np.empty(slots * words.SLOT + SPILL, np.uint8)
         arena[:used] = old_arena[:used]
         self._set_table(table, arena)
         words.move_slots(old.ctypes.data, len(old), table.ctypes.data, np.uint64(self.fields[state.TABLE_SHIFT]))
@@ -134,6 +150,7 @@ class CompiledEncoder:
 
     def __init__(self, rules: Rules, splitter: Splitter) -> None:
         self._splitter = splitter
+        self._vocab_size = len(rules.tokens)
         self._tables, self._exceptions = _tables(rules)
         self._idle = [self._new_memory()]
 
@@ -171,12 +188,44 @@ class CompiledEncoder:
             done = stop
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), starts
 
+    def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """Token ids of each text, as lists that share their numbers: a new one for each would be most of the work."""
+        kept = texts if isinstance(texts, list) else list(texts)
+        lists: list = [None] * len(kept)
+        if not kept:
+            return lists
+        if self._splitter.shape is None:
+            self._list(*self.encode_array(kept), lists, 0)
+            return lists
+        sources, sizes = locate(kept)
+        total = int(sizes.sum())
+
+        def work(part: tuple[int, int]) -> None:
+            first, stop = part
+            ids, starts = np.empty(int(sizes[first:stop].sum()) + 4, np.uint32), np.zeros(stop - first + 1, np.int64)
+            self._encode_part(sources[first:stop], sizes[first:stop], starts[1:], ids)
+            self._list(ids, starts, lists, first)
+
+        # While one thread makes lists, for which it needs the interpreter's lock, another one can encode.
+        _in_threads(work, _even_parts(sizes, 1 + total // LISTED_AT_ONCE), _threads_for(total, threads))
+        return lists
+
+    def _list(self, ids: np.ndarray, starts: np.ndarray, lists: list, first: int) -> None:
+        count = len(starts) - 1
+        numbers = self._numbers.ctypes.data
+        if words.list_ids(ids.ctypes.data, starts.ctypes.data, count, numbers, id(lists), first) < count:
+            raise MemoryError
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        return np.array(range(self._vocab_size), object)
+
     def _encode_located(
         self, sources: np.ndarray, sizes: np.ndarray, starts: np.ndarray, threads: int | None
     ) -> np.ndarray:
         """Encode texts at addresses; ``starts``, whose first is given, gets where each text's ids end."""
         total = int(sizes.sum())
-        threads = max(1, min(threads or os.cpu_count() or 1, total // PER_THREAD))
+        threads = _threads_for(total, threads)
         # As many ids as bytes is the most there can be; memory that is not written to costs nothing.
         parts = _even_parts(sizes, PARTS_PER_THREAD * threads if threads > 1 else 1)
         ids = np.empty(total + 4 * len(parts), np.uint32)
@@ -188,11 +237,7 @@ class CompiledEncoder:
             first, stop = parts[number]
             return self._encode_part(sources[first:stop], sizes[first:stop], ends[first:stop], ids[rooms[number] :])
 
-        if threads == 1:
-            counts = [work(0)]
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                counts = list(pool.map(work, range(len(parts))))
+        counts = _in_threads(work, range(len(parts)), threads)
         written = 0
         for (first, stop), room, count in zip(parts, rooms, counts, strict=True):
             if room != written:
@@ -212,9 +257,7 @@ class CompiledEncoder:
     def _run(self, memory: Memory, sources: int, sizes: int, texts: int, ends: int, ids: int) -> int:
         """Encode texts, all arguments being addresses; returns how many ids there are."""
         while status := words.encode_texts(memory.address, sources, sizes, texts, ends, ids):
-            if status == state.LEARN:
-                words.learn_chunks(memory.address, ids)
-            elif status == state.LONGER:
+            if status == state.LONGER:
                 memory.set_capacity(2 * memory.capacity)
             else:
                 self._make_room(memory)
@@ -235,10 +278,7 @@ class CompiledEncoder:
                 scratch[len(data) : len(data) + 16] = 0
                 memory.array(state.ENDS)[1 : 1 + len(ends)] = ends
                 end = words.encode_chunks(memory.address, scratch.ctypes.data, len(ends), out.ctypes.data)
-                memory.fields[state.WRITTEN] = (end - out.ctypes.data) // 4
-                if memory.fields[state.NEW] >= 0:
-                    words.learn_chunks(memory.address, out.ctypes.data)
-                arrays.append(out[: memory.fields[state.WRITTEN]].copy())
+                arrays.append(out[: (end - out.ctypes.data) // 4].copy())
                 written += len(arrays[-1])
             starts[number + 1] = written
         self._give_back(memory)
@@ -259,6 +299,8 @@ class CompiledEncoder:
         longest = max([LONGEST_KEPT, *(len(chunk) for chunk, _ in self._exceptions)])
         slots = max(FIRST_SLOTS, 1 << (4 * len(self._exceptions)).bit_length())
         memory = Memory(self._splitter, slots, longest)
+        for field, function in _CALLED.items():
+            memory.fields[field] = function.address
         _share(memory, self._tables)
         self._remember_exceptions(memory)
         return memory
@@ -276,6 +318,19 @@ class CompiledEncoder:
             if not words.remember(memory.address, padded.ctypes.data, len(chunk), number):
                 memory.grow(4)
                 words.remember(memory.address, padded.ctypes.data, len(chunk), number)
+
+
+def _threads_for(size: int, threads: int | None) -> int:
+    """How many of the threads asked for (None for one per core) so many bytes of text are worth."""
+    return max(1, min(threads or os.cpu_count() or 1, size // PER_THREAD))
+
+
+def _in_threads(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
+    """The result of ``work`` for each item, by so many threads."""
+    if threads == 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
 
 
 def _even_parts(sizes: np.ndarray, count: int) -> list[tuple[int, int]]:
@@ -307,7 +362,7 @@ def cut_in_python(splitter: Splitter, text: str, memory: Memory) -> Iterator[tup
 
 # ---- the tables of merges
 
-_SHARED = (state.BYTE_IDS, state.BYTE_PAIRS, state.PAIRS, state.PRODUCTS)
+_SHARED = (state.BYTE_IDS, state.BYTE_PAIRS, state.PAIRS, state.PRODUCTS, state.SEEN)
 
 
 def _share(memory: Memory, tables: Memory) -> None:
@@ -343,11 +398,13 @@ def _empty_tables(rules: Rules, merges: int) -> tuple[Memory, np.ndarray]:
         )
     slots = 1 << max(4, (3 * merges).bit_length())  # at most a third full: almost always one look is enough
     tables = Memory(Splitter(""), 1, 0)
+    tables.fields[state.MERGE] = merge.merge.address
     tables.hold(state.BYTE_IDS, np.array(rules.byte_ids, np.uint32))
     tables.hold(state.BYTE_PAIRS, np.full(1 << 16, merge.NEVER, np.uint32))
-    tables.hold(state.PAIRS, np.full(slots + 3, -1, np.int64))
+    tables.hold(state.PAIRS, np.full(slots + 8, -1, np.int64))
+    tables.hold(state.SEEN, np.zeros(1 << (61 - int(merge.SEEN_SHIFT)), np.uint8))
     tables.hold(state.PRODUCTS, np.zeros(0, np.uint32))
-    tables.fields[state.PRODUCTS] = 0  # for now, ranks are the products' ids
+    tables.fields[state.PRODUCTS] = 0  # 0 means that ranks are the products' ids
     tables.fields[state.PAIRS_SHIFT] = 65 - slots.bit_length()
     byte_of = np.full(len(rules.tokens), 256, np.uint32)
     byte_of[rules.byte_ids] = np.arange(256)
@@ -413,7 +470,9 @@ class ChunkCounter:
         self._memories = [self._new_memory() for _ in range(threads or os.cpu_count() or 1)]
 
     def _new_memory(self) -> Memory:
-        return Memory(self._splitter, SLOTS_TO_COUNT, longest=1 << 62)
+        memory = Memory(self._splitter, SLOTS_TO_COUNT, longest=1 << 62)
+        memory.fields[state.NEXT_PIECE] = words.next_piece.address
+        return memory
 
     def add(self, texts: list[str]) -> None:
         """Count the chunks of texts.
@@ -429,18 +488,14 @@ class ChunkCounter:
                     self._count(self._memories[0], data, ends, None)
             return
         sources, sizes = locate(texts)
-        threads = max(1, min(len(self._memories), int(sizes.sum()) // PER_THREAD))
+        threads = _threads_for(int(sizes.sum()), len(self._memories))
         parts = _even_parts(sizes, threads)
 
         def work(number: int) -> None:
             first, stop = parts[number]
             self._count_part(self._memories[number], sources[first:stop], sizes[first:stop])
 
-        if threads == 1:
-            work(0)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(work, range(threads)))
+        _in_threads(work, range(threads), threads)
 
     @staticmethod
     def _count_part(memory: Memory, sources: np.ndarray, sizes: np.ndarray) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from functools import cache
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,9 +77,7 @@ class BytePairEncoder:
             texts: any texts.
             threads: how many work at once; None for one per core.
         """
-        ids, starts = self._encoder.encode_array(texts, threads)
-        flat, places = ids.tolist(), starts.tolist()
-        return [flat[start:end] for start, end in pairwise(places)]
+        return self._encoder.encode_batch(texts, threads)
 
     def encode_array(self, texts: Sequence[str], threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of all texts, one after another (uint16 or uint32), and where each text begins (int64).
@@ -107,8 +104,12 @@ class PlainEncoder:
         """Token ids of one text."""
         return memoryview(self._pack(text)).cast("I").tolist()
 
+    def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """Token ids of each text. Threads would not help."""
+        return [self.encode(text) for text in texts]
+
     def encode_array(self, texts: Sequence[str], threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of all texts, one after another, and where each text begins. Threads would not help."""
+        """Token ids of all texts, one after another, and where each text begins."""
         packed, ends = bytearray(), [0]
         for text in texts:
             packed += self._pack(text)

@@ -12,14 +12,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
 u64 = np.uint64
@@ -34,21 +37,87 @@ class _Cache(FunctionCache):
     def _index_key(self, sig: Any, codegen: Any) -> tuple:
         return (*super()._index_key(sig, codegen), SOURCES)
 
+    def save_overload(self, sig: Any, data: Any) -> None:
+        # Without the listing of all types for people: writing it took a twentieth of the time to compile.
+        super().save_overload(sig, data._replace(type_annotation=""))
+
 
 Function = TypeVar("Function", bound=Callable)
 
 
+class _Scalar(Compiler):
+    """Numba's compiler without its vectorizer of loops. Ours are short; what shall be a vector is written as one."""
+
+    def compile_extra(self, func: Any) -> Any:
+        kept, config.LOOP_VECTORIZE = config.LOOP_VECTORIZE, 0
+        try:
+            return super().compile_extra(func)
+        finally:
+            config.LOOP_VECTORIZE = kept
+
+
+def _compiled(function: Callable, **options: bool) -> Any:
+    """A function that is compiled at its first call, and once: not again for each constant among its arguments."""
+    compiled = njit(error_model="numpy", pipeline_class=_Scalar, **options)(function)
+    template = compiled.get_call_template
+    compiled.get_call_template = lambda kinds, kws: template([types.unliteral(kind) for kind in kinds], kws)
+    return compiled
+
+
 def inner(function: Function) -> Function:
-    """Decorates a function that only other compiled functions call."""
-    return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    """Decorates a function that only other compiled functions call, and which becomes part of each of them."""
+    return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def kernel(function: Function, nogil: bool = True) -> Function:
     """Decorates a function that Python calls: compiled once per machine, it lets other threads run."""
-    compiled = njit(error_model="numpy", nogil=nogil)(function)
+    compiled = _compiled(function, nogil=nogil)
     with suppress(RuntimeError):  # where no folder can be written to, each process compiles anew
         compiled._cache = _Cache(function)
     return compiled
+
+
+class Called:
+    """Decorates a large function that Python and kernels call, kernels by :func:`call` and its address.
+
+    So it is compiled by itself and only once: a function that calls another one the usual way is optimised together
+    with all of it. Arguments and result are signed integers of 64 bits.
+    """
+
+    def __init__(self, function: Callable[..., int]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    @cached_property
+    def _compiled(self) -> CFunc:
+        kinds = (types.int64,) * self._function.__code__.co_argcount
+        compiled = CFunc(self._function, (kinds, types.int64), {}, {"error_model": "numpy"}, pipeline_class=_Scalar)
+        with suppress(RuntimeError):
+            compiled._cache = _Cache(self._function)
+        compiled.compile()
+        return compiled
+
+    @property
+    def address(self) -> int:
+        """Where the compiled function lies in memory."""
+        return self._compiled.address
+
+    def __call__(self, *arguments: int) -> int:
+        """Call it from Python."""
+        return self._compiled.ctypes(*arguments)
+
+
+@intrinsic
+def call(typing_context, address, *arguments):
+    """Call a :class:`Called` function."""
+
+    def generate(context, builder, signature, values):
+        number = ir.IntType(64)
+        kind = ir.FunctionType(number, [number] * len(arguments))
+        passed = [builder.extract_value(values[1], place) for place in range(len(arguments))]
+        return builder.call(builder.inttoptr(values[0], kind.as_pointer()), passed)
+
+    return types.int64(types.int64, types.UniTuple(types.int64, len(arguments))), generate
 
 
 def holding_lock(function: Function) -> Function:
@@ -87,7 +156,7 @@ def _storer(bits):
 
 
 load8, load32, load64 = _loader(8), _loader(32), _loader(64)
-store32, store64 = _storer(32), _storer(64)
+store8, store32, store64 = _storer(8), _storer(32), _storer(64)
 
 
 @intrinsic
@@ -151,23 +220,16 @@ def lowest_of_16(typing_context, address):
 
 
 @intrinsic
-def put_in_16(typing_context, address, place, value):
-    """Write one of sixteen 32-bit numbers by writing all of them; nothing changes when there is no such place.
-
-    A processor that has just written a few bytes must wait before it can read more than those at once.
-    """
+def fill_16(typing_context, address, value):
+    """Write a number to sixteen places of 32 bits."""
 
     def generate(context, builder, signature, arguments):
-        number, vector = ir.IntType(32), ir.VectorType(ir.IntType(32), 16)
-        address, place, value = arguments
-        pointer = builder.inttoptr(address, vector.as_pointer())
-        places = ir.Constant(vector, list(range(16)))
-        here = builder.icmp_signed("==", places, _everywhere(builder, vector, builder.trunc(place, number)))
-        new = _everywhere(builder, vector, builder.trunc(value, number))
-        builder.store(builder.select(here, new, builder.load(pointer, align=1)), pointer, align=1)
+        vector = ir.VectorType(ir.IntType(32), 16)
+        values = _everywhere(builder, vector, builder.trunc(arguments[1], ir.IntType(32)))
+        builder.store(values, builder.inttoptr(arguments[0], vector.as_pointer()), align=1)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64), generate
+    return types.void(types.int64, types.int64), generate
 
 
 @intrinsic
@@ -232,18 +294,54 @@ def copy_bytes(typing_context, target, source, size):
 # ---- Python strings
 
 
+def _python(builder, name, arguments, returns=True):
+    """Call a function of Python's; arguments are numbers or addresses. The caller holds the interpreter's lock."""
+    number = ir.IntType(64)
+    kind = ir.FunctionType(number if returns else ir.VoidType(), [number] * len(arguments))
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
 @intrinsic
 def item_of(typing_context, a_list, place):
     """The address of an item of a Python list. The caller holds the interpreter's lock, and keeps the list."""
 
     def generate(context, builder, signature, arguments):
-        number = ir.IntType(64)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(number, [number, number]), "PyList_GetItem"
-        )
-        return builder.call(function, arguments)
+        return _python(builder, "PyList_GetItem", arguments)
 
     return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def new_list(typing_context, size):
+    """The address of a new Python list with empty places, all of which must be filled; 0 when there is no memory."""
+
+    def generate(context, builder, signature, arguments):
+        return _python(builder, "PyList_New", arguments)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def give_item(typing_context, a_list, place, item):
+    """Put an object into a Python list, which owns it from now on."""
+
+    def generate(context, builder, signature, arguments):
+        _python(builder, "PyList_SetItem", arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def share_item(typing_context, a_list, place, item):
+    """Put an object into a Python list that others own as well."""
+
+    def generate(context, builder, signature, arguments):
+        _python(builder, "Py_IncRef", arguments[2:], returns=False)
+        _python(builder, "PyList_SetItem", arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -254,14 +352,9 @@ def utf8_of(typing_context, string, size):
     """
 
     def generate(context, builder, signature, arguments):
-        number = ir.IntType(64)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(number, [number, number]), "PyUnicode_AsUTF8AndSize"
-        )
-        address = builder.call(function, arguments)
-        with builder.if_then(builder.icmp_signed("==", address, number(0))):
-            clear = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), "PyErr_Clear")
-            builder.call(clear, [])
+        address = _python(builder, "PyUnicode_AsUTF8AndSize", arguments)
+        with builder.if_then(builder.icmp_signed("==", address, ir.IntType(64)(0))):
+            _python(builder, "PyErr_Clear", [], returns=False)
         return address
 
     return types.int64(types.int64, types.int64), generate

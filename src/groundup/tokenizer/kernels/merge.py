@@ -1,8 +1,9 @@
 """Merging one chunk, byte by byte: bpe_reference.encode, compiled.
 
-The table of merges is a hash table from a pair of ids to the merge's rank, both in 64 bits. Pairs of bytes, where every
-chunk begins, have a table of their own with a place for each. What a merge makes is told by a third table, unless
-its rank is its product's id.
+The table of merges is a hash table from a pair of ids to the merge's rank, both in 64 bits. Most pairs are in no merge,
+and that is mostly known without it: each merge has set one bit, by its pair's hash, in a table of bits. Pairs of bytes,
+where every chunk begins, have a table of their own with a place for each. What a merge makes is told by another table,
+unless its rank is its product's id.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from groundup.tokenizer.kernels.machine import (
     ALL,
     ONE,
     ZERO,
+    Called,
+    call,
     field,
+    fill_16,
     inner,
     kernel,
     load8,
@@ -22,20 +26,30 @@ from groundup.tokenizer.kernels.machine import (
     look_in_4,
     lowest_of_16,
     prefetch,
-    put_in_16,
     set_field,
+    store8,
     store32,
     store64,
     u64,
     zeros_above,
     zeros_before,
 )
-from groundup.tokenizer.kernels.state import BYTE_IDS, BYTE_PAIRS, MERGED, PAIRS, PAIRS_SHIFT, PRODUCTS, WORK
+from groundup.tokenizer.kernels.state import (
+    BYTE_IDS,
+    BYTE_PAIRS,
+    MERGE,
+    MERGED,
+    PAIRS,
+    PAIRS_SHIFT,
+    PRODUCTS,
+    SEEN,
+    WORK,
+)
 
 ID_BITS, RANK_BITS = 20, 24  # of two ids and a rank in one number
 MOST_IDS, NEVER = (1 << ID_BITS) - 1, (1 << RANK_BITS) - 1  # NEVER is the rank of a pair that is no merge
 NO_ID = MOST_IDS  # the id of what stands before and behind a chunk: it has no merges
-SHORT_CHUNK = 48  # bytes; from here on a heap beats looking through all pairs after each merge
+SEEN_SHIFT = u64(64 - 21)  # 2**21 bits, 256 kB, stay in the second-level cache
 MIX = u64(0x9E37_79B9_7F4A_7C15)  # 2**64 divided by the golden ratio: multiplying spreads bits upwards
 
 
@@ -53,14 +67,19 @@ def find_pair(pairs, shift, pair):
 
 
 @inner
-def rank_of(pairs, shift, pair):
-    """The rank of merging a pair (left << ID_BITS | right), or NEVER."""
-    slot = np.int64((pair * MIX) >> shift)
-    found = look_in_4(pairs + 8 * slot, pair, RANK_BITS)
+def rank_at(pairs, shift, slot, pair):
+    """The rank of merging a pair (left << ID_BITS | right), searched from the address of a slot on, or NEVER."""
+    found = look_in_4(slot, pair, RANK_BITS)
     while found > NEVER:
-        slot = (slot + 4) & ((1 << (64 - np.int64(shift))) - 1)
-        found = look_in_4(pairs + 8 * slot, pair, RANK_BITS)
+        slot = pairs + ((slot - pairs + 32) & ((8 << (64 - np.int64(shift))) - 1))
+        found = look_in_4(slot, pair, RANK_BITS)
     return found
+
+
+@inner
+def rank_of(pairs, shift, pair):
+    """The rank of merging a pair, or NEVER."""
+    return rank_at(pairs, shift, pairs + 8 * np.int64((pair * MIX) >> shift), pair)
 
 
 @inner
@@ -76,9 +95,9 @@ def product_of(products, rank):
 # one reads what it asked for. In a lane a token stays where its first byte was; a bit in LIVE says where tokens are.
 # Each has the rank of the pair that it makes with the next one, and the lowest of all ranks is found at once.
 
-LANES, LANE_BYTES, LANE_CHUNK = 8, 256, 16  # a chunk in a lane has at most 16 bytes
-LIVE, LENGTH, OWNER, TAKEN, HERE, FRONT, PAIR_HERE, PAIR_FRONT = range(8)  # fields of a lane
-RANKS, IDS_IN_LANE = 64, 132  # where they lie in a lane; NO_ID stands before and behind the ids
+LANES, LANE_BYTES, LANE_CHUNK = 8, 704, 63  # a chunk in a lane has at most 63 bytes
+LIVE, LENGTH, OWNER, TAKEN, HERE, FRONT, PAIR_HERE, PAIR_FRONT, SLOT_HERE, SLOT_FRONT = range(10)  # fields of a lane
+RANKS, IDS_IN_LANE = 128, 388  # where they lie in a lane; NO_ID stands before and behind the ids
 
 
 @inner
@@ -86,6 +105,8 @@ def enter_lane(state, lane, text, size, owner):
     """Write a chunk into a lane as single bytes; ``owner`` is a number to know it by."""
     byte_ids, byte_pairs = field(state, BYTE_IDS), field(state, BYTE_PAIRS)
     ids, ranks = lane + IDS_IN_LANE, lane + RANKS
+    for place in range(0, size, 16):
+        fill_16(ranks + 4 * place, NEVER)
     before = load8(text)
     store32(ids - 4, NO_ID)
     store32(ids, load32(byte_ids + 4 * before))
@@ -95,22 +116,31 @@ def enter_lane(state, lane, text, size, owner):
         store32(ranks + 4 * (i - 1), load32(byte_pairs + 4 * (before << 8 | byte)))
         before = byte
     store32(ids + 4 * size, NO_ID)
-    for i in range(size - 1, LANE_CHUNK):
-        store32(ranks + 4 * i, NEVER)
     set_field(lane, LIVE, (1 << size) - 1)
     set_field(lane, LENGTH, size)
     set_field(lane, OWNER, owner)
 
 
 @inner
-def merge_in_lane(lane, pairs, shift, products):
+def slot_of(pairs, shift, seen, pair):
+    """The address at which to search for a pair: behind the table, where nothing is, when it is surely no merge."""
+    mixed = pair * MIX
+    bit = np.int64(mixed >> SEEN_SHIFT)
+    slot, nowhere = 8 * np.int64(mixed >> shift), (8 << (64 - np.int64(shift))) + 32
+    return pairs + (slot if load8(seen + (bit >> 3)) >> (bit & 7) & 1 else nowhere)
+
+
+@inner
+def merge_in_lane(lane, pairs, shift, products, seen):
     """Merge the pair with the lowest rank, and ask for the ranks of the two new pairs.
 
     Returns:
         Whether there was a pair to merge.
     """
-    ids = lane + IDS_IN_LANE
+    ids, size = lane + IDS_IN_LANE, field(lane, LENGTH)
     lowest = lowest_of_16(lane + RANKS)
+    for place in range(16, size, 16):
+        lowest = min(lowest, lowest_of_16(lane + RANKS + 4 * place) | place)
     rank, here = lowest >> 8, lowest & 0xFF
     if rank == NEVER:
         return False
@@ -119,13 +149,17 @@ def merge_in_lane(lane, pairs, shift, products):
     taken = here + 1 + zeros_before(live >> u64(here + 1))
     live &= ~(ONE << u64(taken))
     # Where nothing stands before or behind, these are the places that hold NO_ID: no branch has to guess.
-    after = min(here + 1 + zeros_before(live >> u64(here + 1)), field(lane, LENGTH))
+    after = min(here + 1 + zeros_before(live >> u64(here + 1)), size)
     front = 63 - zeros_above(live & ((ONE << u64(here)) - ONE))
     store32(ids + 4 * here, product)
     pair_here = u64(product << ID_BITS | load32(ids + 4 * after))
     pair_front = u64(load32(ids + 4 * front) << ID_BITS | product)
-    prefetch(pairs + 8 * np.int64((pair_here * MIX) >> shift))
-    prefetch(pairs + 8 * np.int64((pair_front * MIX) >> shift))
+    slot_here = slot_of(pairs, shift, seen, pair_here)
+    slot_front = slot_of(pairs, shift, seen, pair_front)
+    prefetch(slot_here)
+    prefetch(slot_front)
+    set_field(lane, SLOT_HERE, slot_here)
+    set_field(lane, SLOT_FRONT, slot_front)
     store64(lane + 8 * LIVE, live)
     store64(lane + 8 * PAIR_HERE, pair_here)
     store64(lane + 8 * PAIR_FRONT, pair_front)
@@ -139,9 +173,11 @@ def merge_in_lane(lane, pairs, shift, products):
 def rank_in_lane(lane, pairs, shift):
     """Write down the ranks that :func:`merge_in_lane` asked for."""
     ranks = lane + RANKS
-    put_in_16(ranks, field(lane, TAKEN), NEVER)
-    put_in_16(ranks, field(lane, HERE), rank_of(pairs, shift, load64(lane + 8 * PAIR_HERE)))
-    put_in_16(ranks, field(lane, FRONT), rank_of(pairs, shift, load64(lane + 8 * PAIR_FRONT)))
+    here = rank_at(pairs, shift, field(lane, SLOT_HERE), load64(lane + 8 * PAIR_HERE))
+    front = rank_at(pairs, shift, field(lane, SLOT_FRONT), load64(lane + 8 * PAIR_FRONT))
+    store32(ranks + 4 * field(lane, TAKEN), NEVER)
+    store32(ranks + 4 * field(lane, HERE), here)
+    store32(ranks + 4 * field(lane, FRONT), front)
 
 
 @inner
@@ -157,54 +193,6 @@ def leave_lane(lane, ids):
 
 
 # ---- one chunk of any length
-
-
-@inner
-def merge_short(text, size, byte_ids, byte_pairs, pairs, shift, products, ids, ranks):
-    """Merge a chunk as in bpe_reference.encode: the lowest rank first, leftmost first.
-
-    Quadratic in the chunk's length, which is small here.
-
-    Args:
-        text, size: the chunk.
-        byte_ids: the id of each byte, 32 bits each.
-        byte_pairs: the rank of each pair of bytes, 32 bits each.
-        pairs, shift: the table of merges.
-        products: the product of each rank, 32 bits each; 0 when it is the rank.
-        ids: room for the result, ``size`` ids of 32 bits.
-        ranks: room for as many ranks.
-
-    Returns:
-        How many ids there are.
-    """
-    before = load8(text)
-    store32(ids, load32(byte_ids + 4 * before))
-    for i in range(1, size):
-        byte = load8(text + i)
-        store32(ids + 4 * i, load32(byte_ids + 4 * byte))
-        store32(ranks + 4 * (i - 1), load32(byte_pairs + 4 * (before << 8 | byte)))
-        before = byte
-    left = size - 1  # pairs
-    while left > 0:
-        lowest, here = NEVER, 0
-        for i in range(left):
-            rank = load32(ranks + 4 * i)
-            if rank < lowest:
-                lowest, here = rank, i
-        if lowest == NEVER:
-            break
-        product = product_of(products, lowest)
-        store32(ids + 4 * here, product)
-        left -= 1
-        for i in range(here, left):
-            store32(ids + 4 * (i + 1), load32(ids + 4 * (i + 2)))
-            store32(ranks + 4 * i, load32(ranks + 4 * (i + 1)))
-        if here < left:
-            store32(ranks + 4 * here, rank_of(pairs, shift, u64(product << ID_BITS | load32(ids + 4 * (here + 1)))))
-        if here > 0:
-            pair = u64(load32(ids + 4 * (here - 1)) << ID_BITS | product)
-            store32(ranks + 4 * (here - 1), rank_of(pairs, shift, pair))
-    return left + 1
 
 
 @inner
@@ -239,14 +227,25 @@ def sift_up(heap, place, entry):
     store64(heap + 8 * place, entry)
 
 
-@inner
-def merge_long(text, size, byte_ids, byte_pairs, pairs, shift, products, ids, work):
-    """What :func:`merge_short` does, in n log n: a linked list of tokens, and a heap of the merges that fit.
+@Called
+def merge(state, text, size):
+    """Merge a chunk as in bpe_reference.encode: the lowest rank first, leftmost first.
 
-    ``work`` is room for 32 * size bytes: 8 for the list's links, 24 for at most three heap entries per byte.
-    A heap entry is ``rank << 32 | place``. The rank is looked up again when the entry comes out, which tells
-    whether the entry is outdated.
+    In n log n steps: a linked list of tokens, and a heap of the merges that fit. A heap entry is
+    ``rank << 32 | place``. The rank is looked up again when the entry comes out, which tells whether the entry is
+    outdated.
+
+    Args:
+        state: address of the array of fields.
+        text, size: the chunk. WORK has room for 32 * size bytes: 8 for the list's links, 24 for at most three heap
+            entries per byte.
+
+    Returns:
+        How many ids lie at MERGED.
     """
+    byte_ids, byte_pairs = field(state, BYTE_IDS), field(state, BYTE_PAIRS)
+    pairs, shift, products = field(state, PAIRS), u64(field(state, PAIRS_SHIFT)), field(state, PRODUCTS)
+    ids, work = field(state, MERGED), field(state, WORK)
     none = np.int64(0xFFFF_FFFF)
     following, preceding, heap = work, work + 4 * size, work + 8 * size
     waiting = 0
@@ -299,17 +298,6 @@ def merge_long(text, size, byte_ids, byte_pairs, pairs, shift, products, ids, wo
     return count
 
 
-@kernel
-def merge(state, text, size):
-    """Merge one chunk; returns how many ids lie at ``MERGED``."""
-    byte_ids, byte_pairs = field(state, BYTE_IDS), field(state, BYTE_PAIRS)
-    pairs, shift = field(state, PAIRS), u64(field(state, PAIRS_SHIFT))
-    products, ids, work = field(state, PRODUCTS), field(state, MERGED), field(state, WORK)
-    if size <= SHORT_CHUNK:
-        return merge_short(text, size, byte_ids, byte_pairs, pairs, shift, products, ids, work)
-    return merge_long(text, size, byte_ids, byte_pairs, pairs, shift, products, ids, work)
-
-
 # ---- the tables, made once
 
 
@@ -322,6 +310,9 @@ def add_pair(state, left, right, rank, byte_of):
         return
     value = pair << u64(RANK_BITS) | u64(rank)
     store64(slot, value)
+    bit = np.int64((pair * MIX) >> SEEN_SHIFT)
+    byte = field(state, SEEN) + (bit >> 3)
+    store8(byte, load8(byte) | 1 << (bit & 7))
     place = (slot - field(state, PAIRS)) >> 3
     if place < 3:  # once more behind the end, where four slots can be read at once
         store64(slot + (8 << (64 - field(state, PAIRS_SHIFT))), value)
@@ -361,7 +352,7 @@ def recover_pairs(state, tokens, starts, count, order, byte_of, merges):
         if load32(byte_of + 4 * token) < 256:
             continue
         begin = np.int64(load64(starts + 8 * token))
-        if merge(state, tokens + begin, np.int64(load64(starts + 8 * token + 8)) - begin) != 2:
+        if call(field(state, MERGE), state, tokens + begin, np.int64(load64(starts + 8 * token + 8)) - begin) != 2:
             return -1
         left, right = load32(ids), load32(ids + 4)
         add_pair(state, left, right, token, byte_of)

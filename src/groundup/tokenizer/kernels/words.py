@@ -18,8 +18,11 @@ from groundup.tokenizer.kernels.cut import LETTERS, LOWERS, OTHERS, cut, has
 from groundup.tokenizer.kernels.machine import (
     ONE,
     ZERO,
+    Called,
+    call,
     copy_bytes,
     field,
+    give_item,
     holding_lock,
     inner,
     item_of,
@@ -27,8 +30,10 @@ from groundup.tokenizer.kernels.machine import (
     load8,
     load32,
     load64,
+    new_list,
     prefetch,
     set_field,
+    share_item,
     store32,
     store64,
     u64,
@@ -43,7 +48,6 @@ from groundup.tokenizer.kernels.merge import (
     OWNER,
     enter_lane,
     leave_lane,
-    merge,
     merge_in_lane,
     rank_in_lane,
 )
@@ -54,28 +58,32 @@ from groundup.tokenizer.kernels.state import (
     ARENA_USED,
     BATCH,
     CAPACITY,
-    CHUNKS,
     CLAIMED,
+    CLAIMED_LONG,
     CLAIMS,
     CLASSES,
     DIGITS,
     DONE,
+    ENCODE_CHUNKS,
     ENDS,
     FINISHED,
     GROW,
     LANES_AT,
-    LEARN,
+    LEARN_CHUNKS,
     LONGER,
     LONGEST,
     MAPS,
     MASKS,
+    MERGE,
     MERGED,
     NEW,
+    NEXT_PIECE,
     PAIRS,
     PAIRS_SHIFT,
     PATTERN,
     PRODUCTS,
     SCRATCH,
+    SEEN,
     SIZE,
     SLOTS,
     SOURCE,
@@ -114,13 +122,13 @@ def short_slot(table, shift, low, high):
 
 @inner
 def hash_bytes(text, size):
-    """A hash of at least eight bytes."""
+    """A hash of at least eight bytes; never zero, which is what an empty slot holds."""
     value = u64(size)
     for i in range(0, size - 7, 8):
         value = (value ^ load64(text + i)) * MIX
         value ^= value >> u64(29)
     value = (value ^ load64(text + size - 8)) * MIX
-    return value ^ value >> u64(32)
+    return (value ^ value >> u64(32)) | ONE
 
 
 @inner
@@ -195,6 +203,15 @@ def keep(state, slot, low, high, text, size, more):
 
 
 @inner
+def copy_ids(target, source, count):
+    """Copy ids four at a time; up to 12 bytes behind the last one are read and overwritten."""
+    for i in range(0, 4 * count, 16):
+        low, high = load64(source + i), load64(source + i + 8)
+        store64(target + i, low)
+        store64(target + i + 8, high)
+
+
+@inner
 def tell_ids(state, slot, ids, count):
     """Write into a slot what its chunk's ids are. The arena has room for them."""
     if count <= 3:
@@ -204,17 +221,17 @@ def tell_ids(state, slot, ids, count):
         store64(slot + 16, u64(ids - field(state, ARENA)))
     else:
         used = field(state, ARENA_USED)
-        copy_bytes(field(state, ARENA) + used, ids, 4 * count)
+        copy_ids(field(state, ARENA) + used, ids, count)
         store64(slot + 16, u64(used))
         set_field(state, ARENA_USED, used + 4 * count)
     store32(slot + 28, count)
 
 
 @inner
-def merge_claimed(state, claims):
-    """Merge the chunks of so many CLAIMS (slot, text, size), several at a time, and tell their slots."""
+def merge_claimed(state, claim, claims):
+    """Merge the chunks of so many claims (slot, text, size), several at a time, and tell their slots."""
     pairs, shift, products = field(state, PAIRS), u64(field(state, PAIRS_SHIFT)), field(state, PRODUCTS)
-    claim, lanes, ids = field(state, CLAIMS), field(state, LANES_AT), field(state, MERGED)
+    lanes, ids, seen = field(state, LANES_AT), field(state, MERGED), field(state, SEEN)
     stop = claim + 24 * claims
     busy = min(LANES, claims)
     for number in range(LANES):
@@ -226,7 +243,7 @@ def merge_claimed(state, claims):
     while busy > 0:
         for number in range(LANES):
             lane = lanes + LANE_BYTES * number
-            while field(lane, LIVE) and not merge_in_lane(lane, pairs, shift, products):
+            while field(lane, LIVE) and not merge_in_lane(lane, pairs, shift, products, seen):
                 tell_ids(state, field(lane, OWNER), ids, leave_lane(lane, ids))
                 if claim < stop:
                     enter_lane(state, lane, field(claim, 1), field(claim, 2), field(claim, 0))
@@ -248,15 +265,12 @@ def find_slot(table, shift, arena, low, high, text, size):
 
 
 @inner
-def low_of(masks, text, size):
-    """The first eight bytes of a short chunk's key."""
-    return load64(text) & load64(masks + 16 * size)
-
-
-@inner
-def high_of(masks, text, size):
-    """The last eight bytes of a short chunk's key."""
-    return load64(text + 8) & load64(masks + 16 * size + 8) | u64(size) << u64(56)
+def key_of(masks, text, size):
+    """The 16 bytes that tell a chunk: a short one's bytes and their number, a long one's hash and nothing."""
+    if size > SHORT:
+        return hash_bytes(text, size), ZERO
+    mask = masks + 16 * size
+    return load64(text) & load64(mask), load64(text + 8) & load64(mask + 8) | u64(size) << u64(56)
 
 
 @inner
@@ -264,49 +278,49 @@ def emit(slot, arena, ids):
     """Write the ids that a slot tells; returns the address behind them."""
     count = load32(slot + 28)
     if count > 3:
-        copy_bytes(ids, arena + np.int64(load64(slot + 16)), 4 * count)
+        copy_ids(ids, arena + np.int64(load64(slot + 16)), count)
     else:
         store64(ids, load64(slot + 16))
         store64(ids + 8, load64(slot + 24))
     return ids + 4 * count
 
 
-@kernel
-def learn_chunks(state, ids):
+@Called
+def learn_chunks(state, text, chunks, ids):
     """Finish a piece of text that holds new chunks: merge the claimed ones, then write all ids from NEW on.
 
     Args:
         state: address of the array of fields, as :func:`encode_chunks` left it.
-        ids: as there, the address of the first id of all.
+        text, chunks: as there.
+        ids: where the ids of the first new chunk go.
+
+    Returns:
+        The address after the last id.
     """
-    text, chunk, chunks = field(state, SCRATCH), field(state, NEW), field(state, CHUNKS)
-    out = ids + 4 * field(state, WRITTEN)
+    chunk, out = field(state, NEW), ids
     table, shift, arena = field(state, TABLE), u64(field(state, TABLE_SHIFT)), field(state, ARENA)
     ends, slots, masks = field(state, ENDS), field(state, SLOTS), field(state, MASKS)
-    merge_claimed(state, field(state, CLAIMED))
+    for number in range(2):
+        claims = field(state, CLAIMED + number)
+        merge_claimed(state, field(state, CLAIMS) + (24 * (field(state, CAPACITY) - claims) if number else 0), claims)
     start = load32(ends + 4 * chunk - 4) if chunk else 0
     for i in range(chunk, chunks):
         end, slot = load32(ends + 4 * i), field(slots, i)
         if slot == 0:  # a long chunk, or one for which there was no room
             here, size = text + start, end - start
-            if size <= SHORT:
-                low, high = low_of(masks, here, size), high_of(masks, here, size)
-            else:
-                low, high = hash_bytes(here, size), ZERO
+            low, high = key_of(masks, here, size)
             slot = find_slot(table, shift, arena, low, high, here, size)
             if load64(slot + 8) == ZERO:
-                count = merge(state, here, size)
+                count = call(field(state, MERGE), state, here, size)
                 if not keep(state, slot, low, high, here, size, 4 * count):
                     slot = state + 8 * SPARE
                 tell_ids(state, slot, field(state, MERGED), count)
         out = emit(slot, arena, out)
         start = end
-    set_field(state, WRITTEN, (out - ids) >> 2)
-    set_field(state, DONE, field(state, DONE) + start)
-    set_field(state, NEW, -1)
+    return out
 
 
-@kernel
+@Called
 def encode_chunks(state, text, chunks, ids):
     """Write the ids of chunks, 32 bits each.
 
@@ -321,13 +335,13 @@ def encode_chunks(state, text, chunks, ids):
         ids: address for the ids; up to 12 bytes after the last one are overwritten.
 
     Returns:
-        The address after the last id. When chunks were new, NEW tells the first of them; else it is -1.
+        The address after the last id.
     """
     table, shift, arena = field(state, TABLE), u64(field(state, TABLE_SHIFT)), field(state, ARENA)
     ends, masks, batch = field(state, ENDS), field(state, MASKS), field(state, BATCH)
     slots, claim = field(state, SLOTS), field(state, CLAIMS)
-    spare_room = field(state, ARENA_SIZE) - field(state, ARENA_USED)
-    new, claims = -1, 0
+    last = claim + 24 * field(state, CAPACITY)
+    new, promised = -1, 0
     begin = 0
     for first in range(0, chunks, CHUNKS_AT_ONCE):
         stop = min(first + CHUNKS_AT_ONCE, chunks)
@@ -336,10 +350,7 @@ def encode_chunks(state, text, chunks, ids):
             end = load32(ends + 4 * chunk)
             size, here = end - start, text + start
             start = end
-            if size <= SHORT:
-                low, high = low_of(masks, here, size), high_of(masks, here, size)
-            else:
-                low, high = hash_bytes(here, size), ZERO
+            low, high = key_of(masks, here, size)
             slot = table + np.int64(slot_number(low, high, shift) << u64(5))
             prefetch(slot)
             store64(note, low)
@@ -361,32 +372,36 @@ def encode_chunks(state, text, chunks, ids):
                 note += 24
         if new >= 0:
             for chunk in range(first, stop):
-                low, high = load64(note), load64(note + 8)
+                low, high, slot = load64(note), load64(note + 8), field(note, 2)
                 end = load32(ends + 4 * chunk)
-                slot = find_slot(table, shift, arena, low, high, text + start, end - start)
+                if load64(slot + 8) != high or load64(slot) != low:
+                    slot = find_slot(table, shift, arena, low, high, text + start, end - start)
                 if load64(slot + 8) == ZERO:
                     # What is claimed is told its ids later: the arena must have room for as many as there may be.
-                    if (
-                        high != ZERO
-                        and spare_room >= 4 * LANE_CHUNK
-                        and keep(state, slot, low, high, text + start, end - start, 0)
-                    ):
-                        spare_room -= 4 * LANE_CHUNK
-                        set_field(claim, 0, slot)
-                        set_field(claim, 1, text + start)
-                        set_field(claim, 2, end - start)
-                        claim += 24
-                        claims += 1
+                    size = end - start
+                    if size <= LANE_CHUNK and keep(state, slot, low, high, text + start, size, promised + 4 * size):
+                        promised += 4 * size
+                        if size <= SHORT:
+                            place = claim
+                            claim += 24
+                        else:
+                            last -= 24
+                            place = last
+                        set_field(place, 0, slot)
+                        set_field(place, 1, text + start)
+                        set_field(place, 2, size)
                     else:
                         slot = 0
                 set_field(slots, chunk, slot)
                 start = end
                 note += 24
         begin = start
+    if new < 0:
+        return ids
     set_field(state, NEW, new)
-    set_field(state, CHUNKS, chunks)
-    set_field(state, CLAIMED, claims)
-    return ids
+    set_field(state, CLAIMED, (claim - field(state, CLAIMS)) // 24)
+    set_field(state, CLAIMED_LONG, field(state, CAPACITY) - (last - field(state, CLAIMS)) // 24)
+    return call(field(state, LEARN_CHUNKS), state, text, chunks, ids)
 
 
 @inner
@@ -410,7 +425,7 @@ def last_seam(state, text, chunks):
     return 0
 
 
-@inner
+@Called
 def next_piece(state, source, size):
     """Bring the next piece of a text into the scratch buffer and cut it.
 
@@ -442,8 +457,7 @@ def next_piece(state, source, size):
 def encode_texts(state, sources, sizes, texts, starts, ids):
     """Encode texts one after another.
 
-    Stops early when a buffer is too small or chunks are new; called again after that was seen to, it goes on where it
-    stopped.
+    Stops early when a buffer is too small; called again after that was seen to, it goes on where it stopped.
 
     Args:
         state: address of the array of fields; TEXT, DONE and WRITTEN are 0 at first.
@@ -463,14 +477,11 @@ def encode_texts(state, sources, sizes, texts, starts, ids):
             if 2 * field(state, USED) > slots or 2 * field(state, ARENA_USED) > arena_size:
                 status = GROW
                 break
-            chunks = next_piece(state, source + done, size - done)
+            chunks = call(field(state, NEXT_PIECE), state, source + done, size - done)
             if chunks == 0:
                 status = LONGER
                 break
-            out = encode_chunks(state, scratch, chunks, out)
-            if field(state, NEW) >= 0:
-                status = LEARN
-                break
+            out = call(field(state, ENCODE_CHUNKS), state, scratch, chunks, out)
             done += load32(ends + 4 * (chunks - 1))
         if status != FINISHED:
             break
@@ -511,10 +522,7 @@ def count_chunks(state, text, chunks, weights):
         end = load32(ends + 4 * chunk)
         size, here = end - start, text + start
         start = end
-        if size <= SHORT:
-            low, high = low_of(masks, here, size), high_of(masks, here, size)
-        else:
-            low, high = hash_bytes(here, size), ZERO
+        low, high = key_of(masks, here, size)
         slot = find_slot(table, shift, arena, low, high, here, size)
         if load64(slot + 8) == ZERO:
             keep(state, slot, low, high, here, size, 0)
@@ -535,7 +543,7 @@ def count_texts(state, sources, sizes, texts):
             if field(state, USED) + most > slots - (slots >> 3) or field(state, ARENA_USED) + 2 * most > arena_size:
                 status = GROW
                 break
-            chunks = next_piece(state, source + done, size - done)
+            chunks = call(field(state, NEXT_PIECE), state, source + done, size - done)
             if chunks == 0:
                 status = LONGER
                 break
@@ -586,10 +594,7 @@ def remember(state, text, size, token):
     """Make a chunk this token whatever the merges say. Returns whether there was room for it."""
     masks = field(state, MASKS)
     table, shift = field(state, TABLE), u64(field(state, TABLE_SHIFT))
-    if size <= SHORT:
-        low, high = low_of(masks, text, size), high_of(masks, text, size)
-    else:
-        low, high = hash_bytes(text, size), ZERO
+    low, high = key_of(masks, text, size)
     slot = find_slot(table, shift, field(state, ARENA), low, high, text, size)
     if not keep(state, slot, low, high, text, size, 0):
         return False
@@ -616,3 +621,29 @@ def find_texts(texts, count, sources, sizes):
             return i
         store64(sources + 8 * i, u64(address))
     return count
+
+
+@holding_lock
+def list_ids(ids, starts, texts, numbers, lists, first):
+    """Make a Python list of each text's ids.
+
+    Args:
+        ids, starts: addresses of all ids, 32 bits each, and of where each text's ids begin and the last one's end, 64
+            bits each.
+        texts: how many there are.
+        numbers: address of the addresses of Python's integers from 0 on, which all lists share.
+        lists, first: address of a list, and the place in it where the new lists begin to replace its items.
+
+    Returns:
+        How many lists were made: fewer than ``texts`` when there is no memory for the next one.
+    """
+    for text in range(texts):
+        begin = np.int64(load64(starts + 8 * text))
+        size = np.int64(load64(starts + 8 * text + 8)) - begin
+        made = new_list(size)
+        if made == 0:
+            return text
+        for i in range(size):
+            share_item(made, i, field(numbers, load32(ids + 4 * (begin + i))))
+        give_item(lists, first + text, made)
+    return texts
