@@ -73,6 +73,35 @@ def test_split_stream_is_split(chunks: list[str], separator: str) -> None:
     assert list(split_stream(iter(chunks), separator)) == "".join(chunks).split(separator)
 
 
+@given(st.lists(st.text("ab\n", max_size=8)), st.sampled_from(["a\n", "ab", None]), st.integers(1, 20))
+def test_split_stream_ends_a_part_that_grows_too_long(chunks: list[str], separator: str | None, longest: int) -> None:
+    text = "".join(chunks)
+    parts = list(split_stream(iter(chunks), separator, longest))
+    if separator is None:
+        assert "".join(parts) == text
+    else:  # cut in more places, but nothing is lost, and no separator overlooked
+        assert "".join(parts) == text.replace(separator, "")
+        assert len(parts) >= len(text.split(separator))
+    largest = max(map(len, chunks), default=0)
+    assert all(len(part) < longest + largest + len(separator or "") for part in parts)
+
+
+@pytest.mark.parametrize("name", ["large.txt", "large.log"])
+def test_a_text_of_any_size_is_read_as_documents_that_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("groundup.data.files.LONGEST_DOCUMENT", 1_000)
+    monkeypatch.setattr(decode_module, "CHUNK", 100)
+    path = tmp_path / name
+    text = "".join(f"line {number}\n" for number in range(1_000))
+    path.write_text(text)
+    documents = list(open_source(str(path)))
+    assert "".join(document.text for document in documents) == text
+    assert len(documents) == pytest.approx(len(text) / 1_000, abs=2)
+    assert all(document.text.endswith("\n") and len(document.text) <= 1_100 for document in documents)
+    assert [document.name for document in documents[:2]] == [name, f"{name}#2"]
+
+
 @pytest.mark.parametrize(
     ("mark", "encoding"),
     [
