@@ -91,7 +91,9 @@ def tokenizer(result: Mapping[str, Any]) -> list[str]:
         "A list of strings goes in, arrays of ids come out (or Python lists, where it says so). Each contender ran in "
         "a process of its own, one after another, for several rounds; a ratio compares two contenders in one round, "
         "and is given as the median of the rounds (lowest to highest). Cold is the first pass of a new tokenizer over "
-        "the texts, warm a later one. Vocabulary: cl100k, where nothing else is said.",
+        "the texts, warm a later one; a process makes up to three of each and gives their median, so that what it pays "
+        "once (imports, compiled code, memory that it touches for the first time) is in neither. Vocabulary: cl100k, "
+        "where nothing else is said.",
         "",
         *requirement_table(result["requirements"]),
     ]

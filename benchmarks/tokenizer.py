@@ -7,9 +7,11 @@
 
 How it is measured. Texts are a list of strings. Each contender runs in a process of its own, one after another,
 A B A B …, for several rounds; a ratio is that of two contenders in one round, and the median of the rounds is reported
-with the lowest and the highest. "Cold" is the first pass of a new tokenizer over the texts (a throwaway one has paid
-for imports, thread pools and compiled code before), "warm" a later pass of the same one. Every contender's ids are
-compared with tiktoken's on every text. Ends in one JSON line, kept in benchmarks/results/.
+with the lowest and the highest. "Cold" is the first pass of a new tokenizer over the texts, "warm" a later pass of the
+same one; of each, a process makes a few and gives their median. What a process pays once is in neither: imports, thread
+pools and compiled code are paid by a throwaway tokenizer, memory that is touched for the first time by the first of the
+cold passes. Every contender's ids are compared with tiktoken's on every text. Ends in one JSON line, kept in
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -138,8 +140,7 @@ def encode_part(
     of = {"threads": threads, "texts": place, "lists": lists, **vocabulary}
 
     def job(contender: str) -> dict[str, Any]:
-        # The slow ones keep no words, so that a later pass is like the first.
-        passes = 1 if contender in ("Hugging Face tokenizers", "tiktoken", "rustbpe") else 5
+        passes = 1 if contender in ("Hugging Face tokenizers", "rustbpe") else 3  # theirs take many seconds each
         return of | {"contender": contender, "passes": passes, "ids": str(bench.folder / f"{contender}.npz")}
 
     rounds = bench.rounds_of("encode", contenders, job)

@@ -101,7 +101,10 @@ def _measured(make: Callable[[], Encoder], texts: list[str], size: int, counts: 
     for threads in counts:
         speed, result, encoder = measure(make, texts, threads, patience=5.0)
         ids = encoder.collect(result) if ids is None else ids
-        cells += [f"{size / 1e6 / speed.cold:.1f}", f"{size / 1e6 / speed.typical_warm:.1f}" if speed.warm else "–"]
+        cells += [
+            f"{size / 1e6 / speed.typical_cold:.1f}",
+            f"{size / 1e6 / speed.typical_warm:.1f}" if speed.warm else "–",
+        ]
     assert ids is not None
     return cells, ids
 

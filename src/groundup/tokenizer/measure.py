@@ -69,19 +69,24 @@ class Speed:
     """Seconds that an encoder took.
 
     Args:
-        construct: to make it from its file.
-        cold: the first pass over the texts; nothing is cached.
-        warm: each further pass over the same texts.
+        construct: to make each one from its file.
+        cold: the first pass of each over the texts; it has kept no words yet.
+        warm: each further pass of the last one over the same texts.
     """
 
-    construct: float
-    cold: float
+    construct: list[float] = field(default_factory=list)
+    cold: list[float] = field(default_factory=list)
     warm: list[float] = field(default_factory=list)
 
     @property
+    def typical_cold(self) -> float:
+        """The median of the cold passes."""
+        return median(self.cold)
+
+    @property
     def typical_warm(self) -> float:
-        """The median of the warm passes; the cold pass where there was no other."""
-        return median(self.warm) if self.warm else self.cold
+        """The median of the warm passes; of the cold ones where there was no other."""
+        return median(self.warm or self.cold)
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:
@@ -99,31 +104,33 @@ def measure(
     as_lists: bool = False,
     patience: float = 20.0,
 ) -> tuple[Speed, Any, Encoder]:
-    """Time a new encoder on texts: cold, then warm.
+    """Time new encoders on texts: cold, each one once, then the last one warm.
 
     A throwaway encoder meets one short text first, so that what a process pays once (imports, compiled code, a
-    thread pool) is in neither figure.
+    thread pool) is in neither figure. Several cold passes for the same reason: the first time that a process touches
+    its memory, the system has to find that memory, which on a virtual machine can take as long as the encoding.
 
     Args:
         make: makes the encoder.
         texts: what it encodes.
         threads: how many threads it may use.
-        passes: warm passes.
+        passes: cold passes, each of a new encoder, and as many warm ones.
         as_lists: time Python lists instead of arrays.
-        patience: seconds after which no further warm pass begins.
+        patience: seconds that the cold passes, and then the warm ones, may take; the first cold one is always made.
 
     Returns:
         The times, the result of the last pass, and the encoder.
     """
-    first = make()
-    _encode(first, ["A short text, to wake up."] * (2 * threads), threads, as_lists)
-    del first
-    construct, encoder = timed(make)
-    began = time.perf_counter()
-    cold, result = timed(partial(_encode, encoder, texts, threads, as_lists))
-    speed = Speed(construct, cold)
-    while len(speed.warm) < passes and time.perf_counter() - began + speed.typical_warm < patience:
-        del result  # so that the memory of the last pass can be used again, as in a loop over batches
+    speed, encoder = Speed(), make()
+    result = _encode(encoder, ["A short text, to wake up."] * (2 * threads), threads, as_lists)
+    while not speed.cold or (len(speed.cold) < passes and sum(speed.cold) + speed.typical_cold < patience):
+        del encoder, result  # so that their memory can be used again, as in a loop over batches
+        construct, encoder = timed(make)
+        seconds, result = timed(partial(_encode, encoder, texts, threads, as_lists))
+        speed.construct.append(construct)
+        speed.cold.append(seconds)
+    while len(speed.warm) < passes and sum(speed.warm) + speed.typical_warm < patience:
+        del result
         seconds, result = timed(partial(_encode, encoder, texts, threads, as_lists))
         speed.warm.append(seconds)
     return speed, result, encoder
