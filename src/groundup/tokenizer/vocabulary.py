@@ -64,6 +64,10 @@ class Vocabulary:
 
     def missing_bytes(self) -> list[int]:
         """The bytes that no ordinary token stands for, though text or a longer token may hold them."""
+        return self._missing_bytes
+
+    @cached_property
+    def _missing_bytes(self) -> list[int]:
         ordinary = [self.tokens[number] for number in self.ordinary_ids()]
         there = {token for token in ordinary if len(token) == 1}
         if len(there) == 256:

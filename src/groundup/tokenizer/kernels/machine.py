@@ -23,6 +23,7 @@ from numba.core import cgutils, config
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.compiler import Compiler
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 u64 = np.uint64
@@ -36,6 +37,11 @@ class _Cache(FunctionCache):
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple:
         return (*super()._index_key(sig, codegen), SOURCES)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        # Without first loading all that the compiler knows: compiled code needs its memory manager and nothing else.
+        rtsys.initialize(target_context)
+        return self._load_overload(sig, target_context)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         # Without the listing of all types for people: writing it took a twentieth of the time to compile.
