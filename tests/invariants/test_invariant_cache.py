@@ -16,7 +16,20 @@ CHOICES: dict[str, dict[str, Any]] = {
     "llama": {"qk_norm": False, "n_kv_head": 1, "tie_embeddings": False},
     "gpt2": {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "bias": True, "qk_norm": False},
     "no positions": {"positions": "none", "feed_forward": "relu2"},
-}
+    "alibi": {"positions": "alibi"},
+    "sinusoidal": {"positions": "sinusoidal"},
+    "windows": {"layer_pattern": "SSF", "sliding_window": 5, "rope_local_theta": 100.0},
+    "windows and sinks": {"layer_pattern": "SF", "sliding_window": 4, "attention_sinks": True, "n_kv_head": 1},
+    "soft caps": {"attention_softcap": 2.0, "logit_softcap": 3.0, "layer_pattern": "SF", "sliding_window": 4},
+    "latents": {"latent": {"kv_rank": 8, "q_rank": 6, "rope_dim": 4, "nope_dim": 7, "v_dim": 5}, "qk_norm": False},
+    "latents with windows": {
+        "latent": {"kv_rank": 40, "rope_dim": 4, "nope_dim": 7, "v_dim": 5}, "qk_norm": False, "layer_pattern": "SF",
+        "sliding_window": 4,
+    },
+    "experts": {"experts": {"count": 5, "active": 2, "width": 17, "shared": 1}, "norm_placement": "sandwich"},
+    "no rotation in some layers": {"layer_pattern": "FN", "rope_fraction": 0.6},
+    "yarn": {"rope_scaling": {"kind": "yarn", "factor": 2.0, "original_length": 14}},
+}  # fmt: skip
 EXACT = dict(rtol=0, atol=1e-10)
 
 
@@ -24,7 +37,7 @@ def make(choice: dict[str, Any], backend: Any = "sdpa") -> Transformer:
     """In float64, so that what is not equal is wrong and not noise."""
     torch.manual_seed(23)
     sizes = dict(vocab_size=71, context_length=29, n_layer=3, n_head=3, n_embd=30, n_ff=41, init_std=0.2)
-    model = Transformer(ModelConfig(**sizes | choice)).double().eval()
+    model = Transformer(ModelConfig.from_dict(sizes | choice)).double().eval()
     model.backend = backend
     return model
 
@@ -101,4 +114,24 @@ def test_a_cache_of_lower_precision_is_near() -> None:
     cache = KVCache(model.config, 2, 29, dtype=torch.bfloat16)
     logits = torch.cat([model(ids[:, :20], cache), model(ids[:, 20:], cache)], 1)
     assert (logits - model(ids)).abs().max() < 0.05 * logits.abs().max()
-    assert cache.k_LBSGD.dtype == torch.bfloat16
+    assert {layer.k_BSGD.dtype for layer in cache.layers} == {torch.bfloat16}
+
+
+@torch.inference_mode()
+def test_layers_with_windows_keep_no_more_than_they_need() -> None:
+    model = make(CHOICES["windows"])
+    cache = empty_cache(model, 2)
+    ids = torch.randint(71, (2, 29))
+    for position in range(29):
+        model(ids[:, position : position + 1], cache)
+    assert [layer.k_BSGD.shape[1] for layer in cache.layers] == [5, 5, 29]
+    full = empty_cache(make({}), 2)
+    assert cache.nbytes * 3 * 29 == full.nbytes * (5 + 5 + 29)
+
+
+@torch.inference_mode()
+def test_latent_attention_keeps_latents_and_rotary_keys_alone() -> None:
+    model = make(CHOICES["latents"])
+    cache = empty_cache(model, 2)
+    model(torch.randint(71, (2, 29)), cache)
+    assert cache.nbytes == 2 * 29 * 3 * (8 + 4) * 8

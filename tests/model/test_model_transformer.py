@@ -79,8 +79,8 @@ def test_rotary_attention_depends_on_distance_alone() -> None:
 
     def score(query: int, key: int) -> float:
         assert model.rotary is not None
-        turned = rotate(q, *model.rotary(torch.tensor([[query]]), 1)) * rotate(
-            k, *model.rotary(torch.tensor([[key]]), 1)
+        turned = rotate(q, *model.rotary(torch.tensor([[query]]), 19)) * rotate(
+            k, *model.rotary(torch.tensor([[key]]), 19)
         )
         return float(turned.sum())
 
@@ -105,15 +105,16 @@ def test_dropout_acts_in_training_only(backend: Any) -> None:
 
 def test_dropout_reaches_attention_weights_embeddings_and_sublayers() -> None:
     """Each place is dropped on its own, so the share of zeros is that of one dropout, and what is left is scaled up."""
-    from groundup.model.attention import attend
+    from groundup.model.backends import Scores, attend
+    from groundup.model.masks import View
 
     q = k = torch.zeros(1, 400, 1, 4)
     v = torch.ones(1, 400, 1, 4)
-    mask = torch.ones(1, 1, 400, 400, dtype=torch.bool)
     for backend in ("explicit", "sdpa"):
-        mixed = attend(q, k, v, mask, backend=backend, dropout=0.25)
+        view = View(400, 0, 0, None, None, None, torch.device("cpu"))
+        mixed = attend(q, k, v, view, Scores(0.5, dropout=0.25), backend=backend)[:, 300:]
         assert float(mixed.mean()) == pytest.approx(1.0, abs=0.02)
-        assert 0.01 < float(mixed.std()) < 0.05  # sqrt(0.25 / 0.75 / 400) = 0.029
+        assert 0.01 < float(mixed.std()) < 0.05  # sqrt(0.25 / 0.75 / 350) = 0.031
 
 
 def test_tied_embeddings_are_one_parameter() -> None:
@@ -133,13 +134,13 @@ def test_residual_writers_start_smaller() -> None:
 
 def test_feed_forward_layers_by_their_formulas() -> None:
     x = torch.randn(2, 5, 42)
-    swiglu = make_feed_forward(small(feed_forward="swiglu"))
+    swiglu = make_feed_forward(small(feed_forward="swiglu"), 0)
     gate, up, down = swiglu.gate.weight, swiglu.up.weight, swiglu.down.weight
     torch.testing.assert_close(swiglu(x), ((x @ gate.T) * torch.sigmoid(x @ gate.T) * (x @ up.T)) @ down.T)
-    relu2 = make_feed_forward(small(feed_forward="relu2"))
+    relu2 = make_feed_forward(small(feed_forward="relu2"), 0)
     up, down = relu2.up.weight, relu2.down.weight
     torch.testing.assert_close(relu2(x), (x @ up.T).clamp_min(0) ** 2 @ down.T)
-    gelu = make_feed_forward(small(feed_forward="gelu"))
+    gelu = make_feed_forward(small(feed_forward="gelu"), 0)
     hidden = x @ gelu.up.weight.T
     tanh = torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3))  # Hendrycks & Gimpel 2016, section 2
     torch.testing.assert_close(gelu(x), 0.5 * hidden * (1 + tanh) @ gelu.down.weight.T)
@@ -173,25 +174,25 @@ def test_the_fastest_backend_is_one_that_runs() -> None:
 
 
 def test_scores_too_large_to_hold_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    from groundup.model import attention
+    from groundup.model import backends
 
     def too_large(*args: object, **kwargs: object) -> None:
         pytest.fail("the explicit backend was tried")
 
-    monkeypatch.setattr(attention, "explicit_attention", too_large)
-    monkeypatch.setattr(attention, "LARGEST_SCORES", 4 * 2 * 3 * 19 * 19 - 1)
+    monkeypatch.setattr(backends, "explicit_attention", too_large)
+    monkeypatch.setattr(backends, "LARGEST_SCORES", 4 * 2 * 3 * 19 * 19 - 1)
     assert fastest_backend(small(), 2, torch.device("cpu"), torch.float32, repeats=1) == "sdpa"
 
 
 def test_a_backend_that_fails_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    from groundup.model import attention
+    from groundup.model import backends
 
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no kernel for this device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(attention.F, "scaled_dot_product_attention", broken)
+        patch.setattr(backends.F, "scaled_dot_product_attention", broken)
         assert fastest_backend(small(), 2, torch.device("cpu"), torch.float32, repeats=1) == "explicit"
-        patch.setattr(attention, "explicit_attention", broken)
+        patch.setattr(backends, "explicit_attention", broken)
         with pytest.raises(RuntimeError, match="no attention backend runs on cpu"):
             fastest_backend(small(), 2, torch.device("cpu"), torch.float32, repeats=1)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from groundup.model import ModelConfig, Transformer
+from groundup.model import Experts, ModelConfig, Transformer
 from groundup.optim import OptimConfig, build_optimizers
 from groundup.runtime import UsageError
 
@@ -18,6 +18,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied": {"tie_embeddings": False, "qk_norm": False},
     "gpt2": {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "bias": True},
+    "experts": {"experts": Experts(count=3, active=2), "ff_bias": True},
 }
 
 
@@ -76,7 +77,7 @@ def by_hand(model: Transformer, config: OptimConfig, batches: Tensor) -> dict[st
         F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
         for name, p in model.named_parameters():
             assert p.grad is not None
-            decay = config.weight_decay if p.ndim == 2 and name.startswith("blocks.") else 0.0
+            decay = config.weight_decay if p.ndim > 1 and name.startswith("blocks.") and "bias" not in name else 0.0
             mean[name] = config.beta1 * mean[name] + (1 - config.beta1) * p.grad
             square[name] = config.beta2 * square[name] + (1 - config.beta2) * p.grad**2
             unbiased_mean = mean[name] / (1 - config.beta1**step)

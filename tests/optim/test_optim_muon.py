@@ -126,7 +126,7 @@ def test_a_closure_is_called_with_gradients_on() -> None:
     assert parameter.detach().square().sum().item() < first
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3, 5)])
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 5, 7)])
 def test_only_matrices_are_taken(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="Muon updates matrices; got a parameter of shape"):
         Muon([nn.Parameter(torch.zeros(shape))], lr=0.1)
@@ -146,3 +146,18 @@ def test_its_state_dict_carries_the_momentum() -> None:
         else:
             second.step()
     assert torch.equal(a, b)
+
+
+def test_a_stack_of_matrices_is_updated_as_its_matrices() -> None:
+    torch.manual_seed(3)
+    start, gradients = torch.randn(4, 7, 5), torch.randn(3, 4, 7, 5)
+    stack = nn.Parameter(start.clone())
+    matrices = [nn.Parameter(matrix.clone()) for matrix in start]
+    both = Muon([stack], lr=0.1, weight_decay=0.2), Muon(matrices, lr=0.1, weight_decay=0.2)
+    for gradient in gradients:
+        stack.grad = gradient.clone()
+        for matrix, part in zip(matrices, gradient, strict=True):
+            matrix.grad = part.clone()
+        for optimizer in both:
+            optimizer.step()
+    torch.testing.assert_close(stack.detach(), torch.stack([matrix.detach() for matrix in matrices]))

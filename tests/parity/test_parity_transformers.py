@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from groundup.model import ModelConfig, Transformer, load_model, save_model
-from groundup.model.huggingface import _theirs as name_in_folder
+from groundup.model.weights import family_of
 
 # Sizes are pairwise different and mostly prime, so that swapped axes fail.
 SIZES = dict(vocab_size=101, context_length=23, n_layer=3, n_ff=61)
@@ -85,8 +85,11 @@ def test_a_saved_model_is_the_same_function_in_transformers(fields: dict[str, An
     loss.backward()
     loss_of(other_logits, ids).backward()
     their_gradients = {name: p.grad for name, p in other.named_parameters()}
+    family = family_of(model.config)
+    assert family is not None
+    theirs_of = {link.ours[0].name: link.theirs for link in family.links(model.config)}
     for name, parameter in model.named_parameters():
-        gradient = their_gradients.pop(name_in_folder(name, "qwen3" if fields["qk_norm"] else "llama"))
+        gradient = their_gradients.pop(theirs_of[name])
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
     assert not their_gradients
 
@@ -159,47 +162,6 @@ def test_transformers_writes_our_folder_back_and_it_is_the_same_model(tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
-GPT2_NAMES = {
-    "attention_norm": "ln_1",
-    "attention.out": "attn.c_proj",
-    "feed_forward_norm": "ln_2",
-    "feed_forward.up": "mlp.c_fc",
-    "feed_forward.down": "mlp.c_proj",
-}
-
-
-def test_the_parts_of_gpt2_make_gpt2() -> None:
-    """GPT-2 is not a folder we read yet, but its parts are ours: layernorm, learned positions, gelu, biases."""
-    torch.manual_seed(19)
-    other = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=101, n_positions=23, n_embd=84, n_layer=3, n_head=6, initializer_range=0.15)
-    )
-    model = Transformer(
-        ModelConfig.preset("gpt2-124m", vocab_size=101, context_length=23, n_embd=84, n_layer=3, n_head=6)
-    )
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    theirs_by_name = other.transformer.state_dict()
-    state = {"embedding.weight": theirs_by_name["wte.weight"], "head.weight": theirs_by_name["wte.weight"]}
-    state |= {"positions.weight": theirs_by_name["wpe.weight"]}
-    state |= {f"norm.{kind}": theirs_by_name[f"ln_f.{kind}"] for kind in ("weight", "bias")}
-    for layer in range(3):
-        for kind in ("weight", "bias"):
-            for ours, name in GPT2_NAMES.items():
-                tensor = theirs_by_name[f"h.{layer}.{name}.{kind}"]
-                state[f"blocks.{layer}.{ours}.{kind}"] = tensor.T if tensor.ndim == 2 else tensor  # Conv1D is in x out
-            for ours, tensor in zip(
-                "qkv", theirs_by_name[f"h.{layer}.attn.c_attn.{kind}"].split(84, dim=-1), strict=True
-            ):
-                state[f"blocks.{layer}.attention.{ours}.{kind}"] = tensor.T if tensor.ndim == 2 else tensor
-    model.load_state_dict(state)
-    assert sum(p.numel() for p in other.parameters()) == model.parameter_count()
-    ids = torch.randint(101, (2, 23))
-    torch.testing.assert_close(model.eval()(ids), other.eval()(ids).logits, rtol=0, atol=1e-5)
-    torch.testing.assert_close(model.double()(ids), other.double()(ids).logits, rtol=0, atol=1e-12)
-
-
 def test_positions_far_out_turn_by_the_same_angle(tmp_path: Path) -> None:
     """An inverse frequency one bit off would be 1e-7 x 4000 radians off at position 4000."""
     fields = VARIANTS["llama, grouped-query, tied"] | {"context_length": 4001, "n_layer": 1, "rope_theta": 10_000.0}
@@ -207,9 +169,11 @@ def test_positions_far_out_turn_by_the_same_angle(tmp_path: Path) -> None:
     assert model.rotary is not None
     save_model(model, tmp_path)
     rotary = theirs(tmp_path).model.rotary_emb
-    cos, sin = rotary(torch.zeros(1, 1, 1), torch.arange(4001)[None])
-    assert torch.equal(model.rotary.cos_TD, cos[0])
-    assert torch.equal(model.rotary.sin_TD, sin[0])
+    positions = torch.arange(4001)[None]
+    cos, sin = rotary(torch.zeros(1, 1, 1), positions)
+    our_cos, our_sin = model.rotary(positions, 4001)
+    assert torch.equal(our_cos[:, :, 0], cos)
+    assert torch.equal(our_sin[:, :, 0], sin)
 
 
 def test_greedy_decoding_is_that_of_transformers(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """The Transformer and its parts.
 
 Read in this order: config.py (the fields that choose the parts), transformer.py (the whole model, on one screen),
-attention.py, positions.py, feed_forward.py, norms.py (its parts), cache.py (what decoding remembers),
-initialisation.py, explain.py (what a model costs before you build it), huggingface.py (the folder other tools open).
+attention.py, latent_attention.py, masks.py and backends.py (who sees whom, and how it is computed), positions.py,
+feed_forward.py, experts.py, norms.py, cache.py (what decoding remembers), heads.py (losses, labels, values),
+checkpointing.py, initialisation.py, presets.py, explain.py (what a model costs before you build it), weights/ (other
+people's checkpoints, and ours as other tools open them).
+
+To change the attention: attention.py makes queries, keys and values; ``attend`` in backends.py computes with them.
 
 Code here is single-device and knows nothing of optimizers, data or processes: parallelism is applied from outside. No
 behaviour hangs on a model's name, only on the fields of its config.
@@ -10,27 +14,34 @@ behaviour hangs on a model's name, only on the fields of its config.
 
 from typing import TYPE_CHECKING
 
-from groundup.model.config import PRESETS, ModelConfig
+from groundup.model.config import Experts, LatentAttention, ModelConfig, RopeScaling
 from groundup.model.explain import Explanation, explain
+from groundup.model.presets import PRESETS
 from groundup.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from groundup.model.attention import BACKENDS, fastest_backend
-    from groundup.model.cache import KVCache
-    from groundup.model.huggingface import load_model, read_config, save_model
+    from groundup.model.backends import BACKENDS, fastest_backend
+    from groundup.model.cache import Cache, KVCache
+    from groundup.model.heads import Classifier, ValueHead, language_model_loss
     from groundup.model.transformer import Transformer
+    from groundup.model.weights import load_model, read_config, save_model
 
 _LAZY = {  # these import torch, which `groundup --help` and `groundup explain` do without
-    "BACKENDS": "attention",
-    "fastest_backend": "attention",
+    "BACKENDS": "backends",
+    "fastest_backend": "backends",
+    "Cache": "cache",
     "KVCache": "cache",
-    "load_model": "huggingface",
-    "read_config": "huggingface",
-    "save_model": "huggingface",
+    "Classifier": "heads",
+    "ValueHead": "heads",
+    "language_model_loss": "heads",
+    "load_model": "weights",
+    "read_config": "weights",
+    "save_model": "weights",
     "Transformer": "transformer",
 }
 
-__all__ = ["BACKENDS", "PRESETS", "Explanation", "KVCache", "ModelConfig", "Transformer", "explain"]
-__all__ += ["fastest_backend", "load_model", "read_config", "save_model"]
+__all__ = ["BACKENDS", "PRESETS", "Cache", "Classifier", "Experts", "Explanation", "KVCache", "LatentAttention"]
+__all__ += ["ModelConfig", "RopeScaling", "Transformer", "ValueHead", "explain", "fastest_backend"]
+__all__ += ["language_model_loss", "load_model", "read_config", "save_model"]
 
 __getattr__ = lazy_names(__name__, _LAZY)

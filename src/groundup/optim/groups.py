@@ -15,8 +15,8 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list
     """Sort a model's trainable parameters by what they are.
 
     Returns:
-        Matrices of linear layers that are not tied to an embedding; embeddings and output heads; vectors (norms,
-        biases).
+        Matrices of linear layers that are not tied to an embedding, stacks of them (experts) included; embeddings and
+        output heads; vectors (norms, biases).
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables |= {
@@ -27,12 +27,12 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list
     matrices: list[Tensor] = []
     embeddings: list[Tensor] = []
     vectors: list[Tensor] = []
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if id(parameter) in tables:
             embeddings.append(parameter)
-        elif parameter.ndim == 2:
+        elif parameter.ndim >= 2 and not name.endswith(".bias"):
             matrices.append(parameter)
         else:
             vectors.append(parameter)

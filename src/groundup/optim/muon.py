@@ -45,14 +45,14 @@ class Muon(torch.optim.Optimizer):
     Matrices of equal shape are updated together, as one batched product.
 
     Args:
-        params: matrices only (two dimensions).
+        params: matrices (two dimensions), or stacks of them such as those of experts (three).
         lr: learning rate, as for AdamW.
         momentum: decay of the mean gradient (Nesterov form).
         weight_decay: decoupled decay.
         dtype: what the orthogonalisation computes in.
 
     Raises:
-        ValueError: a parameter is not a matrix.
+        ValueError: a parameter is neither.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.ndim != 2:
+                if parameter.ndim not in (2, 3):
                     raise ValueError(f"Muon updates matrices; got a parameter of shape {list(parameter.shape)}")
 
     @torch.no_grad()
@@ -97,8 +97,9 @@ class Muon(torch.optim.Optimizer):
             buffer = state["momentum_buffer"]
             buffer.lerp_(parameter.grad, 1 - momentum)
             gradients.append(parameter.grad.lerp(buffer, momentum))
-        updates = orthogonalize(torch.stack(gradients), dtype=self.dtype)
-        scale = 0.2 * math.sqrt(max(shape))
+        stacked = torch.stack(gradients)
+        updates = orthogonalize(stacked.flatten(0, -3), dtype=self.dtype).view_as(stacked)
+        scale = 0.2 * math.sqrt(max(shape[-2:]))
         for parameter, update in zip(parameters, updates, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)

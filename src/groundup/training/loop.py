@@ -167,6 +167,9 @@ class Loop:
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        after_step: Callable[[], None] | None = getattr(self.model, "after_step", None)
+        if after_step is not None:
+            after_step()
         self.position.step += 1
         self.position.tokens += self.settings.batch_tokens
         self._tick()

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from groundup.model.experts import Routing
 
 Metrics = dict[str, Tensor]
 
@@ -28,8 +31,13 @@ def next_token(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, 
         batch: inputs and targets, int64 B T; the targets are the inputs shifted by one. -100 is not counted.
 
     Returns:
-        The loss, computed in float32 whatever the forward pass ran in, and no further metrics.
+        The loss, computed in float32 whatever the forward pass ran in, with the routers' losses of a mixture of experts
+        added; the cross-entropy alone is then among the metrics.
     """
     inputs_BT, targets_BT = batch
     logits_BTV = model(inputs_BT)
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten()), {}
+    loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+    routings: list[Routing] = getattr(model, "routings", list)()
+    if not routings:
+        return loss, {}
+    return loss + torch.stack([routing.loss for routing in routings]).sum(), {"cross_entropy": loss.detach()}

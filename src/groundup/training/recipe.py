@@ -79,7 +79,7 @@ class PretrainRecipe:
     seed: int = 1337
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: Literal["auto", "explicit", "sdpa"] = "auto"
+    attention: Literal["auto", "explicit", "sdpa", "flex"] = "auto"
     compile: bool = False
     depth: int | None = None
     budget: str | None = None

@@ -1,0 +1,246 @@
+"""A model as a folder: load it tensor by tensor, save it in shards. Peak memory is the model's and one tensor's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from groundup.model.config import ModelConfig
+from groundup.model.transformer import Transformer
+from groundup.model.weights.config_json import config_to_json, family_of, read_config
+from groundup.model.weights.families import Family
+from groundup.model.weights.links import Link, same
+from groundup.runtime import GroundupError, os_errors, read_json, write_json
+
+SHARD_BYTES = 5 * 10**9  # what the hub recommends for one file
+
+
+def links_of(model: Transformer) -> list[Link]:
+    """Every tensor of the folder that this model is saved as, and what it is of the model's."""
+    family = family_of(model.config)
+    return _own_links(model) if family is None else family.links(model.config)
+
+
+def _own_links(model: Transformer) -> list[Link]:
+    tied = model.config.tie_embeddings
+    return [same(name, name) for name in model.state_dict() if not (tied and name == "head.weight")]
+
+
+# ---- saving
+
+
+def save_model(
+    model: Transformer, folder: Path, *, bos_id: int | None = None, eos_id: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:  # fmt: skip
+    """Write ``config.json``, ``generation_config.json`` and the weights into an existing folder.
+
+    The caller makes the folder whole or not at all (:func:`groundup.runtime.atomic_folder`).
+
+    Args:
+        shard_bytes: weights beyond this go to several files, with an index.
+    """
+    tensors = dict(model.state_dict())
+    shards = list(_shards(links_of(model), tensors, shard_bytes))
+    where: dict[str, str] = {}
+    with os_errors(folder, "cannot write"):
+        for number, links in enumerate(shards, start=1):
+            one = len(shards) == 1
+            name = "model.safetensors" if one else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            content = {link.theirs: _outgoing(link, tensors) for link in links}
+            try:
+                save_file(content, folder / name, metadata={"format": "pt"})
+            except SafetensorError as error:  # safetensors wraps the operating system's error in its own
+                raise _as_os_error(error, folder / name) from error
+            where |= dict.fromkeys(content, name)
+        if len(shards) > 1:
+            total = sum(_nbytes(link, tensors) for links in shards for link in links)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+            write_json(folder / "model.safetensors.index.json", index)
+        dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+        write_json(folder / "config.json", config_to_json(model.config, dtype=dtype, bos_id=bos_id, eos_id=eos_id))
+        write_json(folder / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eos_id})
+
+
+def _outgoing(link: Link, tensors: dict[str, Tensor]) -> Tensor:
+    parts = [place.of(tensors).detach().to("cpu") for place in link.ours]
+    return link.join(parts).contiguous()
+
+
+def _nbytes(link: Link, tensors: dict[str, Tensor]) -> int:
+    return sum(place.of(tensors).nbytes for place in link.ours)
+
+
+def _shards(links: list[Link], tensors: dict[str, Tensor], most: int) -> Iterator[list[Link]]:
+    """Links in groups of at most ``most`` bytes, in order; a larger tensor has a group to itself."""
+    group: list[Link] = []
+    size = 0
+    for link in links:
+        nbytes = _nbytes(link, tensors)
+        if group and size + nbytes > most:
+            yield group
+            group, size = [], 0
+        group.append(link)
+        size += nbytes
+    yield group
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> Exception:
+    code = re.search(r"os error (\d+)", str(error))
+    if code is None:
+        return GroundupError(f"cannot write {path}: {error}")
+    return OSError(int(code.group(1)), str(error), str(path))
+
+
+# ---- loading
+
+
+def load_model(
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
+) -> Transformer:
+    """Build the model of a Hugging Face folder and fill in its weights, one tensor after the other.
+
+    Args:
+        dtype: what the weights become; None for what they are in the files.
+
+    Raises:
+        GroundupError: the config is unknown, a weight file is damaged, or a tensor is missing, unexpected or of another
+            shape.
+    """
+    config = read_config(folder)
+    files = _weight_files(folder)
+    model = empty_model(config, device, dtype or _stored_dtype(files))
+    family = family_of_folder(folder)
+    links = {link.theirs: link for link in (_own_links(model) if family is None else family.links(config))}
+    tensors = dict(model.state_dict())
+    waiting = dict.fromkeys(links)
+    for path in files:
+        for name, tensor in _tensors(path, lambda name: _link_name(name, links, family, config)):
+            link = links[name]
+            if name not in waiting:
+                raise GroundupError(f"{path}: the tensor {name} is here a second time.")
+            del waiting[name]
+            _fill(link, tensor, tensors, path)
+    if waiting:
+        raise GroundupError(f"{folder}: the tensor {next(iter(waiting))} is missing from the weights.")
+    return model
+
+
+def family_of_folder(folder: Path) -> Family | None:
+    """The family that a folder's config.json names; None for groundup's own."""
+    from groundup.model.weights.families import FAMILIES
+
+    return FAMILIES.get(read_json(folder / "config.json", "model config").get("model_type"))
+
+
+def empty_model(config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> Transformer:
+    """A model whose memory is there and whose weights are not: nothing is computed that would be overwritten."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name == "slopes_H":  # a constant; what checkpoints hold is filled in later
+                from groundup.model.positions import alibi_slopes
+
+                module.register_buffer(name, alibi_slopes(config.n_head).to(device), persistent=False)
+            else:
+                kept = module._non_persistent_buffers_set
+                zeros = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
+                module.register_buffer(name, zeros, persistent=name not in kept)
+        for name, parameter in module.named_parameters(recurse=False):
+            memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+            module.register_parameter(name, torch.nn.Parameter(memory))
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    return model
+
+
+def _fill(link: Link, tensor: Tensor, tensors: dict[str, Tensor], path: Path) -> None:
+    places = [place.of(tensors) for place in link.ours]
+    try:
+        parts = link.split(tensor, places)
+        fits = len(parts) == len(places) and all(a.shape == b.shape for a, b in zip(parts, places, strict=True))
+    except (RuntimeError, IndexError, ValueError):  # of a shape that cannot even be taken apart
+        fits = False
+    if not fits:
+        asked = list(link.join([torch.empty(place.shape, device="meta") for place in places]).shape)
+        raise GroundupError(f"{path}: {link.theirs} has shape {list(tensor.shape)}, the config asks for {asked}.")
+    with torch.no_grad():
+        for part, place in zip(parts, places, strict=True):
+            place.copy_(part)
+
+
+def _link_name(name: str, links: dict[str, Link], family: Family | None, config: ModelConfig) -> str | None:
+    """The name by which a tensor is linked; None for one that may be passed over.
+
+    Raises:
+        KeyError: it has no place in this model.
+    """
+    if name in links:
+        return name
+    if family is not None:
+        if family.prefix + name in links:  # saved without its head
+            return family.prefix + name
+        if any(re.fullmatch(pattern, name) for pattern in family.ignored):
+            return None
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        if layer and int(layer.group(1)) >= config.n_layer and family.model_type == "deepseek_v3":
+            return None  # its module for a further token
+    if name in ("lm_head.weight", "head.weight") and config.tie_embeddings:
+        return None  # a tied head that was saved all the same
+    raise KeyError(name)
+
+
+def _tensors(path: Path, link_name: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one safetensors file that are wanted, by the names that they are linked by."""
+    with os_errors(path, "cannot read"):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (a safe_open handle is no dict)
+                    try:
+                        linked = link_name(name)
+                    except KeyError:
+                        raise GroundupError(f"{path}: the tensor {name} has no place in this model.") from None
+                    if linked is not None:
+                        yield linked, file.get_tensor(name)
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise GroundupError(f"{path}: damaged or cut short ({error}).") from error
+
+
+def _stored_dtype(files: list[Path]) -> torch.dtype:
+    """The floating-point type of the first matrix."""
+    for path in files:
+        for _, tensor in _tensors(path, lambda name: name):
+            if tensor.is_floating_point() and tensor.ndim > 1:
+                return tensor.dtype
+    return torch.float32
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = {str(name) for name in read_json(index, "weight index")["weight_map"].values()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise GroundupError(f"{index}: this weight index is damaged: it has no weight_map.") from error
+        outside = sorted(name for name in names if Path(name).name != name)
+        if outside:
+            raise GroundupError(f"{index}: this weight index points outside of its folder ({outside[0]}).")
+        return [folder / name for name in sorted(names)]
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(kind))
+    if pickles:
+        raise GroundupError(
+            f"{folder}: only pickled weights are here ({pickles[0]}), which can run code when opened: never read. "
+            "Convert them to model.safetensors with the tool that wrote them."
+        )
+    raise GroundupError(f"{folder}: no model.safetensors here. Is this a checkpoint, a run or a Hugging Face folder?")
