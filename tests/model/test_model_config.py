@@ -19,10 +19,10 @@ from groundup.runtime import UsageError
     [
         (
             {"n_embd": 384, "n_head": 7},
-            r"7 does not divide model\.n_embd = 384\. Heads that would: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48\. Or set",
+            r"7 does not divide model\.n_embd = 384\. Heads that would: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48\.$",
         ),
-        ({"n_embd": 90, "n_head": 7}, r"Heads that would: 1, 3, 5, 9\. Or"),  # the others' head size is odd
-        ({"n_embd": 90, "n_head": 7, "positions": "none"}, r"Heads that would: 1, 2, 3, 5, 6, 9, 10\. Or"),
+        ({"n_embd": 90, "n_head": 7}, r"Heads that would: 1, 3, 5, 9\.$"),  # the others' head size is odd
+        ({"n_embd": 90, "n_head": 7, "positions": "none"}, r"Heads that would: 1, 2, 3, 5, 6, 9, 10\.$"),
         (
             {"n_head": 12, "n_kv_head": 5},
             r"model\.n_kv_head = 5 does not divide model\.n_head = 12.*: 1, 2, 3, 4, 6, 12",

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import math
 import re
+import textwrap
 import types
 from argparse import ArgumentError, Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,9 @@ class _Help(DefaultHelpFormatter):
     def add_argument(self, action: Any) -> None:
         if action.metavar != "CONFIG":  # a whole section as a file: a second way to say what keys say
             super().add_argument(action)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _format_action_invocation(self, action: Any) -> str:
         text = str(super()._format_action_invocation(action))

@@ -84,7 +84,7 @@ def _check_heads(config: ModelConfig) -> None:
             fitting = [n for n in fitting if config.n_embd // n % 2 == 0] or fitting
         raise UsageError(
             f"model.n_head = {config.n_head} does not divide model.n_embd = {config.n_embd}. "
-            f"Heads that would: {_listed(fitting)}. Or set model.head_dim."
+            f"Heads that would: {_listed(fitting)}."
         )
     if config.head_width < 1:
         raise UsageError(f"model.head_dim = {config.head_dim} must be at least 1.")

@@ -150,7 +150,7 @@ class ModelConfig:
         attention_scale: multiplies the scores; default 1 / sqrt(width of a query head)
         attention_softcap: bounds the scores smoothly, to this x tanh(score / this) (Gemma 2)
         logit_softcap: bounds the logits the same way
-        feed_forward: swiglu, geglu (Shazeer 2020), clamped_swiglu (gpt-oss), gelu (Hendrycks & Gimpel 2016, tanh form),
+        feed_forward: swiglu, geglu (Shazeer 2020), clamped_swiglu (OpenAI 2025), gelu (Hendrycks & Gimpel 2016, tanh form),
             gelu_exact, relu, or relu2 (So et al. 2021)
         experts: a mixture of experts
         bias: add biases to the linear layers and layer norms, as GPT-2 does
