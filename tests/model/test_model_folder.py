@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +93,70 @@ def test_sharded_weights_are_read(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(GroundupError, match=r"index\.json: this weight index is damaged"):
         load_model(folder)
+
+
+def test_weights_beyond_a_size_go_to_several_files(tmp_path: Path) -> None:
+    import transformers
+
+    model = model_of(PARTS["llama"])
+    save_model(model, tmp_path, shard_bytes=6000)
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert names[0] == f"model-00001-of-{len(names):05}.safetensors"
+    assert len(names) > 3
+    assert not (tmp_path / "model.safetensors").exists()
+    sizes = [sum(t.nbytes for t in load_file(tmp_path / name).values()) for name in names]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes) == sum(p.nbytes for p in model.parameters())
+    assert all(size <= 6000 or len(load_file(tmp_path / name)) == 1 for size, name in zip(sizes, names, strict=True))
+    again = load_model(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.randint(67, (2, 13))
+    torch.testing.assert_close(other(ids).logits, model(ids), rtol=0, atol=1e-5)
+
+
+def test_weights_keep_their_type_when_asked(tmp_path: Path) -> None:
+    model = model_of(PARTS["llama"]).to(torch.bfloat16)
+    save_model(model, tmp_path)
+    kept = load_model(tmp_path, dtype=None)
+    assert {parameter.dtype for parameter in kept.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), model.parameters(), strict=True))
+
+
+def test_an_index_that_points_outside_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../model.safetensors"}}))
+    with pytest.raises(GroundupError, match=r"points outside of its folder \(\.\./model\.safetensors\)"):
+        load_model(folder)
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from groundup.model import ModelConfig, Transformer, load_model, save_model
+
+def memory(field):  # of this process alone; getrusage's maximum is inherited from the parent
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
+
+folder = Path(sys.argv[1])
+(folder / "warm").mkdir()
+save_model(Transformer(ModelConfig.preset("tiny", n_embd=32)), folder / "warm")
+load_model(folder / "warm")  # libraries load what they need
+before = memory("VmRSS")
+model = load_model(folder)
+print((memory("VmHWM") - before) / sum(parameter.nbytes for parameter in model.parameters()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak from /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["as stored", "converted"])
+def test_loading_takes_no_more_than_a_fifth_above_the_weights(dtype: torch.dtype, tmp_path: Path) -> None:
+    save_model(Transformer(ModelConfig.preset("gpt2-124m")).to(dtype), tmp_path, shard_bytes=300_000_000)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, env=environment, check=True
+    )
+    assert 0.9 < float(run.stdout) < 1.2
 
 
 def test_a_tied_head_that_was_saved_all_the_same_is_passed_over(tmp_path: Path) -> None:

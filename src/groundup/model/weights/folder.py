@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from groundup.model.transformer import Transformer
 from groundup.model.weights.config_json import config_to_json, family_of, read_config
 from groundup.model.weights.families import Family
 from groundup.model.weights.links import Link, same
+from groundup.model.weights.tensor_file import TensorFile
 from groundup.runtime import GroundupError, os_errors, read_json, write_json
 
 SHARD_BYTES = 5 * 10**9  # what the hub recommends for one file
@@ -115,19 +115,21 @@ def load_model(
             shape.
     """
     config = read_config(folder)
-    files = _weight_files(folder)
+    files = [TensorFile(path) for path in _weight_files(folder)]
     model = empty_model(config, device, dtype or _stored_dtype(files))
     family = family_of_folder(folder)
     links = {link.theirs: link for link in (_own_links(model) if family is None else family.links(config))}
     tensors = dict(model.state_dict())
     waiting = dict.fromkeys(links)
-    for path in files:
-        for name, tensor in _tensors(path, lambda name: _link_name(name, links, family, config)):
-            link = links[name]
-            if name not in waiting:
-                raise GroundupError(f"{path}: the tensor {name} is here a second time.")
-            del waiting[name]
-            _fill(link, tensor, tensors, path)
+    for file in files:
+        for name in file.shapes:
+            linked = _link_name(name, links, family, config, file.path)
+            if linked is None:
+                continue
+            if linked not in waiting:
+                raise GroundupError(f"{file.path}: the tensor {name} is here a second time.")
+            del waiting[linked]
+            _fill(links[linked], file, name, tensors)
     if waiting:
         raise GroundupError(f"{folder}: the tensor {next(iter(waiting))} is missing from the weights.")
     return model
@@ -162,26 +164,27 @@ def empty_model(config: ModelConfig, device: torch.device | str, dtype: torch.dt
     return model
 
 
-def _fill(link: Link, tensor: Tensor, tensors: dict[str, Tensor], path: Path) -> None:
+def _fill(link: Link, file: TensorFile, name: str, tensors: dict[str, Tensor]) -> None:
+    """Put one tensor of a file where it belongs, after seeing that it fits."""
     places = [place.of(tensors) for place in link.ours]
-    try:
-        parts = link.split(tensor, places)
-        fits = len(parts) == len(places) and all(a.shape == b.shape for a, b in zip(parts, places, strict=True))
-    except (RuntimeError, IndexError, ValueError):  # of a shape that cannot even be taken apart
-        fits = False
-    if not fits:
-        asked = list(link.join([torch.empty(place.shape, device="meta") for place in places]).shape)
-        raise GroundupError(f"{path}: {link.theirs} has shape {list(tensor.shape)}, the config asks for {asked}.")
+    asked = tuple(link.join([torch.empty(place.shape, device="meta") for place in places]).shape)
+    if file.shapes[name] != asked:
+        raise GroundupError(
+            f"{file.path}: {name} has shape {list(file.shapes[name])}, the config asks for {list(asked)}."
+        )
+    if link.plain:
+        file.read_into(name, places[0])
+        return
     with torch.no_grad():
-        for part, place in zip(parts, places, strict=True):
+        for part, place in zip(link.split(file.read(name), places), places, strict=True):
             place.copy_(part)
 
 
-def _link_name(name: str, links: dict[str, Link], family: Family | None, config: ModelConfig) -> str | None:
+def _link_name(name: str, links: dict[str, Link], family: Family | None, config: ModelConfig, path: Path) -> str | None:
     """The name by which a tensor is linked; None for one that may be passed over.
 
     Raises:
-        KeyError: it has no place in this model.
+        GroundupError: it has no place in this model.
     """
     if name in links:
         return name
@@ -195,32 +198,13 @@ def _link_name(name: str, links: dict[str, Link], family: Family | None, config:
             return None  # its module for a further token
     if name in ("lm_head.weight", "head.weight") and config.tie_embeddings:
         return None  # a tied head that was saved all the same
-    raise KeyError(name)
+    raise GroundupError(f"{path}: the tensor {name} has no place in this model.")
 
 
-def _tensors(path: Path, link_name: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of one safetensors file that are wanted, by the names that they are linked by."""
-    with os_errors(path, "cannot read"):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (a safe_open handle is no dict)
-                    try:
-                        linked = link_name(name)
-                    except KeyError:
-                        raise GroundupError(f"{path}: the tensor {name} has no place in this model.") from None
-                    if linked is not None:
-                        yield linked, file.get_tensor(name)
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise GroundupError(f"{path}: damaged or cut short ({error}).") from error
-
-
-def _stored_dtype(files: list[Path]) -> torch.dtype:
+def _stored_dtype(files: list[TensorFile]) -> torch.dtype:
     """The floating-point type of the first matrix."""
-    for path in files:
-        for _, tensor in _tensors(path, lambda name: name):
-            if tensor.is_floating_point() and tensor.ndim > 1:
-                return tensor.dtype
-    return torch.float32
+    kinds = (file.dtypes[name] for file in files for name, shape in file.shapes.items() if len(shape) > 1)
+    return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
 
 
 def _weight_files(folder: Path) -> list[Path]:

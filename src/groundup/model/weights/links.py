@@ -51,6 +51,11 @@ class Link:
     split: Callable[[Tensor, Sequence[Tensor]], list[Tensor]] = _itself
     join: Callable[[Sequence[Tensor]], Tensor] = _only
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is the same tensor by another name."""
+        return self.split is _itself
+
 
 def same(theirs: str, ours: str, index: int | None = None) -> Link:
     """The same tensor by two names."""
