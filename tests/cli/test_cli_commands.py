@@ -133,6 +133,81 @@ def test_a_recipe_and_a_folder_are_explained(run: Run, tmp_path: Path) -> None:
     assert by_folder.out.splitlines()[1:] == by_recipe.out.splitlines()[1:]
 
 
+def test_active_parameters_and_the_stack_are_shown(run: Run) -> None:
+    said = run("explain", "mixtral-8x7b", "--context", 4096).out
+    assert said.startswith("mixtral-8x7b: 46.7B parameters, 12.9B active per token\n")
+    assert "│ mixture of experts" in said
+    assert "32 × (layers 1 to 32)" in said
+    assert "Of 8 experts, 2 are read per step" in said
+
+
+def test_time_energy_and_price_follow_from_the_figures_shown(run: Run) -> None:
+    said = run("explain", "gpt2-124m", "--hardware", "a100", "--tokens", "30B", "--context", 1024)
+    assert (said.code, said.err) == (0, "")
+    costs = costs_of(ModelConfig.preset("gpt2-124m"))
+    hours = 3e10 * costs.training_flops_per_token / (0.4 * 312e12) / 3600
+    found = re.search(r"a100 +1 +(\S+) (\w+) +(\S+) kWh +(\S+) USD", said.out)
+    assert found is not None
+    assert found[2] == "days"
+    shown = [float(found[number]) for number in (1, 3, 4)]
+    assert shown == [pytest.approx(true, rel=0.01) for true in (hours / 24, 0.4 * hours, 1.8 * hours)]
+    assert "Assumed: 30B tokens to train on, as asked." in said.out
+    assert "a100: NVIDIA A100 SXM 80 GB, 40% of 312 TFLOP/s, 2.04 TB/s, 80.0 GB, 400 W, 1.80 USD/h" in said.out
+
+
+def test_all_machines_stand_side_by_side(run: Run) -> None:
+    from groundup.model.hardware import HARDWARE
+
+    said = run("explain", "tiny", "--hardware", "all").out
+    rows = re.findall(r"^ (\S+) +\d+ +[\d.]+k? \w+ .*tokens/s", said, flags=re.MULTILINE)
+    assert rows == list(HARDWARE)
+    assert "20 per active parameter (Hoffmann et al. 2022)" in said
+
+
+def test_memory_follows_the_flags(run: Run) -> None:
+    def figure(label: str, *flags: object) -> float:
+        found = re.search(rf"{label} +([\d.]+) (\w\w)", run("explain", "llama3-8b", "--context", 2048, *flags).out)
+        assert found is not None
+        return float(found[1]) * {"MB": 1e6, "GB": 1e9, "TB": 1e12}[found[2]]
+
+    serve = [figure("memory to serve", "--dtype", dtype) for dtype in ("float32", "bfloat16", "int8", "int4")]
+    assert serve == sorted(serve, reverse=True)
+    one, five = (figure("KV cache, full context", "--batch", batch) for batch in (1, 5))
+    assert five == pytest.approx(5 * one, rel=0.01)
+    kept = [figure("activations", "--checkpointing", how) for how in ("none", "selective", "block")]
+    assert kept == sorted(kept, reverse=True)
+    assert figure("moments", "--optimizer", "muon") < figure("moments")
+
+
+def test_a_model_is_drawn_into_a_file(run: Run, tmp_path: Path) -> None:
+    from xml.etree import ElementTree
+
+    said = run("explain", "deepseek-v3", "--svg", tmp_path / "model.svg")
+    assert said.out.endswith(f"drawn into {tmp_path / 'model.svg'}\n")
+    words = [element.text for element in ElementTree.parse(tmp_path / "model.svg").iter()]
+    assert "deepseek-v3: 671B parameters" in words
+    assert "latent attention" in words
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("hardware", "H100", "hardware = H100: no machine of that name is known. Did you mean"),
+        ("dtype", "bfloat", "dtype = bfloat is not one of float32, bfloat16, int8, int4. Did you mean bfloat16?"),
+        ("checkpointing", "blocks", "checkpointing = blocks is not one of none, selective, block. Did you mean block?"),
+        ("optimizer", "adam", "optimizer = adam is not one of adamw, muon. Did you mean adamw?"),
+        ("batch", "0", "batch = 0 must be at least 1."),
+        ("tokens", "many", "tokens = many should be a number of at least 1, such as"),
+        ("tokens", "-3B", "tokens = -3B should be a number of at least 1, such as"),
+        ("tokens", "nan", "tokens = nan should be a number of at least 1, such as"),
+    ],
+)
+def test_a_wrong_flag_of_explain_is_one_line(flag: str, value: str, message: str, run: Run) -> None:
+    said = run("explain", "tiny", f"--{flag}={value}")
+    assert (said.code, said.out) == (2, "")
+    assert message in said.line
+
+
 # ---- doctor and data
 
 

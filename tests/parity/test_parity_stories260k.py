@@ -6,72 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from groundup.inference import Engine, SamplingParams
+import groundup
+from groundup.inference import Engine, LanguageModel, SamplingParams
 from groundup.inference.engine import Request
-from groundup.model import KVCache, ModelConfig, Transformer, load_model, save_model
+from groundup.model import KVCache, Transformer, load_model, save_model
+from groundup.model.weights.llama2c import load_llama2c
 
 BOS = 1
-
-
-def read_llama2c(file: Path, norm_eps: float, theta: float) -> Transformer:
-    """Read llama2.c's first format: seven int32, then every float32 tensor of a kind layer by layer."""
-    dim, hidden, layers, heads, kv_heads, vocab, context = np.fromfile(file, dtype="<i4", count=7).tolist()
-    values = np.fromfile(file, dtype="<f4", offset=28)
-    config = ModelConfig(
-        vocab_size=abs(vocab),  # negative would mean an output head of its own
-        context_length=context,
-        n_layer=layers,
-        n_head=heads,
-        n_kv_head=kv_heads,
-        n_embd=dim,
-        n_ff=hidden,
-        norm_eps=norm_eps,
-        rope_theta=theta,
-        qk_norm=False,
-        tie_embeddings=vocab > 0,
-    )
-    taken = 0
-
-    def take(*shape: int) -> Tensor:
-        nonlocal taken
-        size = int(np.prod(shape))
-        taken += size
-        return torch.from_numpy(values[taken - size : taken].reshape(shape).copy())
-
-    def halves(rows: Tensor) -> Tensor:
-        """Rows of a head stored as pairs (0, 1), (2, 3) … reordered to our pairs (0, D/2), (1, D/2 + 1) …"""
-        pairs = rows.view(-1, config.head_dim // 2, 2, dim)
-        return pairs.transpose(1, 2).reshape(rows.shape)
-
-    kv_dim = kv_heads * config.head_dim
-    state = {"embedding.weight": take(abs(vocab), dim)}
-    shapes: dict[str, tuple[int, ...]] = {
-        "attention_norm": (dim,),
-        "attention.q": (dim, dim),
-        "attention.k": (kv_dim, dim),
-        "attention.v": (kv_dim, dim),
-        "attention.out": (dim, dim),
-        "feed_forward_norm": (dim,),
-        "feed_forward.gate": (hidden, dim),
-        "feed_forward.down": (dim, hidden),
-        "feed_forward.up": (hidden, dim),
-    }
-    for name, shape in shapes.items():
-        for layer, tensor in enumerate(take(layers, *shape)):
-            rotated = name in ("attention.q", "attention.k")
-            state[f"blocks.{layer}.{name}.weight"] = halves(tensor) if rotated else tensor
-    state["norm.weight"] = take(dim)
-    take(2 * context * config.head_dim // 2)  # cosines and sines, which we compute
-    state["head.weight"] = state["embedding.weight"]
-    assert taken == len(values)
-    model = Transformer(config)
-    model.load_state_dict(state)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +29,8 @@ def expected(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path, expected: dict[str, Any]) -> Transformer:
-    config = expected["config"]
-    return read_llama2c(folder / "stories260K.bin", config["rms_eps"], config["rope_theta"])
+def model(folder: Path) -> Transformer:
+    return load_llama2c(folder / "stories260K.bin")
 
 
 def greedy(model: Transformer, prompt: list[int], count: int) -> list[int]:
@@ -95,6 +38,15 @@ def greedy(model: Transformer, prompt: list[int], count: int) -> list[int]:
     for _ in Engine(model).run([request]):
         pass
     return request.tokens
+
+
+def test_the_header_and_the_programs_constants_make_the_config(model: Transformer, expected: dict[str, Any]) -> None:
+    told, config = expected["config"], model.config
+    assert (config.n_embd, config.n_ff, config.n_layer) == (told["dim"], told["hidden_dim"], told["n_layers"])
+    assert (config.n_head, config.kv_heads) == (told["n_heads"], told["n_kv_heads"])
+    assert (config.vocab_size, config.context_length) == (told["vocab_size"], told["max_seq_len"])
+    assert config.tie_embeddings == told["tied_embeddings"]
+    assert (config.norm_eps, config.rope_theta) == (told["rms_eps"], told["rope_theta"])
 
 
 @torch.inference_mode()
@@ -121,6 +73,36 @@ def test_one_pass_over_all_tokens_predicts_each(model: Transformer, expected: di
     assert torch.equal(model(ids)[0, :-1].argmax(-1), ids[0, 1:])
     cache = KVCache(model.config, 1, 201)
     torch.testing.assert_close(model(ids, cache), model(ids), rtol=0, atol=1e-4)
+
+
+def tells(lm: LanguageModel) -> str:
+    return lm.generate("", max_tokens=200, temperature=0.0)
+
+
+@pytest.mark.parametrize("name", ["", "stories260K.bin"])
+def test_the_folder_and_the_file_tell_the_story_byte_for_byte(
+    folder: Path, name: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    lm = groundup.load(folder / name, device="cpu")
+    assert tells(lm) == expected["greedy_text"]
+    assert lm.tokenizer.decode(expected["greedy_token_ids"][1:]) == expected["greedy_text"]
+    lm.save(tmp_path / "saved")
+    again = groundup.load(tmp_path / "saved", device="cpu")
+    assert tells(again) == expected["greedy_text"]
+    assert again.tokenizer.fingerprint == lm.tokenizer.fingerprint
+    assert (tmp_path / "saved" / "tokenizer.model").is_file()
+
+
+def test_saved_it_tells_the_same_story_in_transformers(folder: Path, expected: dict[str, Any], tmp_path: Path) -> None:
+    import transformers
+
+    groundup.load(folder, device="cpu").save(tmp_path / "saved")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    assert tokenizer("Once upon")["input_ids"] == expected["greedy_token_ids"][:3]
+    ids = model.generate(torch.tensor([[BOS]]), max_new_tokens=200, do_sample=False)[0]
+    assert ids.tolist() == expected["greedy_token_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == expected["greedy_text"]
 
 
 def test_saved_it_tells_the_same_story_here_and_in_transformers(

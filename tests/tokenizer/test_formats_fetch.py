@@ -144,7 +144,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, with_body: bool) -> None:
         path = self.path.partition("?")[0]
-        if path == "/api/models/ann/tiny":
+        if path in ("/api/models/ann/tiny", f"/api/models/ann/tiny/revision/{COMMIT}"):
             siblings = [self.sibling(name) for name in self.files]
             body = json.dumps({"id": "ann/tiny", "sha": COMMIT, "siblings": siblings, "tags": []}).encode()
         elif (name := path.removeprefix(f"/ann/tiny/resolve/{COMMIT}/")) in self.files:
@@ -208,12 +208,19 @@ def test_offline_what_was_fetched_before_is_used(
     assert len(hub.downloads) == 2
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_damaged_download_is_refused(hub: type[Hub], name: str) -> None:
-    hub.damaged.add(name)
+def test_a_damaged_download_is_refused(hub: type[Hub]) -> None:
+    hub.damaged = {"tokenizer.json"}  # of which the hub gives the SHA-256: it never comes into the cache
+    assert "tokenizer.json: not the file it should be (SHA-256" in fails("hf:ann/tiny")
+    hub.damaged = {"tokenizer_config.json"}
     message = fails("hf:ann/tiny")
-    assert f"{name} is damaged (its digest is" in message
-    assert "Remove the file and run the same command again" in message
+    assert "tokenizer_config.json is damaged (its digest is" in message
+    assert "also when fetched again, and was removed. Run the same command again later" in message
+
+
+def test_a_revision(hub: type[Hub], small: Tokenizer) -> None:
+    with pytest.raises(GroundupError):
+        Tokenizer.load("hf:ann/tiny@v9")
+    assert Tokenizer.load(f"hf:ann/tiny@{COMMIT}").fingerprint == small.fingerprint
 
 
 def test_the_checksum_that_the_caller_insists_on(hub: type[Hub], small: Tokenizer) -> None:

@@ -12,6 +12,7 @@ COMMANDS = {  # name: (module, one line); the order is the life of a model
     "demo": ("demo", "train a small model on this machine, start to finish, with a report at the end"),
     "data": ("data", "list, get, prepare, inspect: text into token shards"),
     "tokenizer": ("tokenizer", "train, encode, decode, inspect, import, bench: text to token ids and back"),
+    "models": ("models", "list, get, verify, remove: models of the hub on this machine"),
     "pretrain": ("pretrain", "train a model from a recipe"),
     "generate": ("generate", "continue a prompt"),
     "chat": ("chat", "talk to a model in the terminal"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -12,7 +11,7 @@ from groundup.data.document import Document, Dropped
 from groundup.data.files import read_file
 from groundup.runtime import GroundupError
 from groundup.runtime.errors import nearest
-from groundup.runtime.hub import TIMEOUT, hub_errors, list_files, parse_hub_spec
+from groundup.runtime.hub import fetch_file, list_files, parse_hub_spec
 
 _INSTEAD = "pass a local path with --data"
 
@@ -40,24 +39,10 @@ def hub_files(spec: str) -> Iterator[tuple[str, Path]]:
     Raises:
         GroundupError: the hub cannot be reached, or the data set or the path in it is unknown, gated or has no text.
     """
-    from huggingface_hub import hf_hub_download
-
     wanted = parse_hub_spec(spec)
-    listing = list_files(spec, wanted.repo, instead=_INSTEAD)
+    listing = list_files(spec, wanted.repo, revision=wanted.revision, instead=_INSTEAD)
     for name in choose_files(spec, listing.files, wanted.inside):
-        if listing.cached is not None:
-            yield name, listing.cached / name
-            continue
-        with hub_errors(spec, instead=_INSTEAD):
-            path = hf_hub_download(
-                wanted.repo,
-                name,
-                repo_type="dataset",
-                revision=listing.commit,
-                endpoint=os.environ.get("HF_ENDPOINT"),
-                etag_timeout=TIMEOUT,
-            )
-        yield name, Path(path)
+        yield name, fetch_file(spec, wanted.repo, name, listing, instead=_INSTEAD)
 
 
 def choose_files(spec: str, names: list[str], inside: str) -> list[str]:

@@ -1,105 +1,88 @@
-"""Model, tokenizer and engine behind one name, and how MODEL on a command line is found."""
+"""Model, tokenizer and engine behind one name."""
 
 from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack, overload
+from typing import Literal, Unpack, overload
 
 import torch
 import torch.nn.functional as F
 
 from groundup.inference.engine import Engine, Request
+from groundup.inference.models import find_model
 from groundup.inference.sampling import Sampling, SamplingParams
 from groundup.model import Transformer, load_model, save_model
+from groundup.model.weights.llama2c import load_llama2c
 from groundup.runtime import GroundupError, UsageError, atomic_folder
 from groundup.runtime.device import choose_device
 from groundup.runtime.errors import nearest
 from groundup.runtime.files import verify_folder
 from groundup.tokenizer import Tokenizer
 
-_SAVED_FILES = {  # what LanguageModel.save writes, and may replace
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocabulary.txt",
-}
+Dtype = Literal["auto", "float32", "bfloat16"]
+_DTYPES: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+# What LanguageModel.save writes, and may replace.
+_SAVED = re.compile(
+    r"(generation_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|tokenizer\.(json|model)|tokenizer_config\.json|vocabulary\.txt"
+)
 
 
-def find_model(name: str | os.PathLike[str]) -> Path:
-    """The Hugging Face folder that MODEL means: itself, a run's best or latest checkpoint, or ``hf:owner/name``.
-
-    Raises:
-        UsageError: there is nothing by that name, or the folder holds no model.
-        GroundupError: a hub model cannot be fetched.
-    """
-    text = os.fspath(name)
-    if text.startswith("hf:"):
-        return _download(text.removeprefix("hf:"))
-    path = Path(text)
-    if (path / "config.json").is_file():
-        return path
-    pointers = [path / "checkpoints" / pointer for pointer in ("best", "latest")]
-    for pointer in pointers:
-        if (pointer / "config.json").is_file():
-            return pointer.resolve()
-    if path.is_file():
-        raise UsageError(f"{text}: this is a file. MODEL is the folder that it lies in.")
-    if path.is_dir():
-        if (path / "recipe.yaml").is_file():
-            raise UsageError(f"{text}: this run has no checkpoint yet.")
-        raise UsageError(
-            f"{text}: no model here (no config.json, no checkpoints). "
-            "MODEL is a run, a checkpoint or a Hugging Face folder."
-        )
-    siblings = [str(entry) for entry in path.parent.glob("*") if entry.is_dir()] if path.parent.is_dir() else []
-    raise UsageError(
-        f"{text}: no such folder.{nearest(text, siblings)} "
-        "MODEL is a run, a checkpoint, a Hugging Face folder or hf:owner/name."
-    )
-
-
-def _download(repository: str) -> Path:
-    """Fetch config, weights and tokenizer of a hub model (never code) into the hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-    try:
-        return Path(snapshot_download(repository, allow_patterns=wanted, etag_timeout=10))
-    except Exception as error:  # the hub client raises a dozen kinds; each means that the model could not be had
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise GroundupError(
-            f"hf:{repository}: cannot fetch this model ({reason}). "
-            "Check the name and the network, or pass a local folder."
-        ) from error
-
-
-def load(name: str | os.PathLike[str], *, device: str = "auto") -> LanguageModel:
+def load(name: str | os.PathLike[str], *, device: str = "auto", dtype: Dtype = "auto") -> LanguageModel:
     """Load a model with its tokenizer: ``load("runs/demo").generate("Once")``.
 
     Args:
-        name: a run, a checkpoint, a Hugging Face folder, or ``hf:owner/name``.
+        name: a run, a checkpoint, a Hugging Face folder, ``hf:owner/name[@revision]``, or a model of llama2.c (its
+            ``.bin`` file with the tokenizer beside it, or their folder).
         device: ``auto``, ``cpu``, ``cuda``, …
+        dtype: what the weights become. ``auto`` leaves them as they are stored, so that a bfloat16 checkpoint takes no
+            more memory than its file; ``float32`` and ``bfloat16`` convert each as it is read.
 
     Raises:
         GroundupError: nothing is found there, or a file of it is damaged.
     """
-    folder = find_model(name)
+    if dtype not in _DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}.{nearest(str(dtype), _DTYPES)}")
+    wanted = _DTYPES[dtype]
+    path = find_model(name)
     chosen = choose_device(device)
-    verify_folder(folder)
-    model = load_model(folder, device=chosen)
-    tokenizer = Tokenizer.load(folder)
+    if path.is_file():
+        model = load_llama2c(path, device=chosen, dtype=wanted)
+        tokenizer = _tokenizer_beside(path, model.config.vocab_size)
+    else:
+        verify_folder(path)
+        model = load_model(path, device=chosen, dtype=wanted)
+        tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise GroundupError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}. "
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}. "
             "They do not belong together."
         )
     return LanguageModel(model, tokenizer)
+
+
+def _tokenizer_beside(weights: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a model of llama2.c: of those beside it, the one with as many tokens as the model.
+
+    Raises:
+        GroundupError: there is none, or none that belongs to it.
+    """
+    files = sorted(weights.parent.glob("tok*.bin"))
+    if not files:
+        return Tokenizer.load(weights.parent)
+    for file in files:
+        tokenizer = Tokenizer.load(file)
+        if tokenizer.vocab_size == vocab_size:
+            return tokenizer
+    raise GroundupError(
+        f"{files[-1]}: {tokenizer.vocab_size} tokens, the model beside it, {weights.name}, has {vocab_size}. "
+        "It is cut short, or belongs to another model."
+    )
 
 
 class LanguageModel:
@@ -131,7 +114,7 @@ class LanguageModel:
             Request(self.prompt_ids(text), replace(params, seed=None if params.seed is None else params.seed + number))
             for number, text in enumerate(texts)
         ]
-        streams = [_TextStream(self.tokenizer, params.stop) for _ in requests]
+        streams = [_TextStream(self.tokenizer, params.stop, continued=bool(text)) for text in texts]
         for step in self.engine.run(requests):
             for index, token in step:
                 if streams[index].push(token):
@@ -148,7 +131,7 @@ class LanguageModel:
         """
         params = SamplingParams.of(**sampling)
         request = Request(self.prompt_ids(prompt), params)
-        text = _TextStream(self.tokenizer, params.stop)
+        text = _TextStream(self.tokenizer, params.stop, continued=bool(prompt))
         for step in self.engine.run([request]):
             for _, token in step:
                 if text.push(token):
@@ -158,10 +141,17 @@ class LanguageModel:
         if piece := text.take(final=True):
             yield piece
 
+    @property
+    def _start_ids(self) -> list[int]:
+        end = self.tokenizer.end_of_text_id
+        return list(self.tokenizer.vocabulary.prefix) or ([] if end is None else [end])
+
     def prompt_ids(self, text: str) -> list[int]:
-        """A prompt's token ids, after the end-of-text token that stands before every document in training."""
-        start = [] if self.tokenizer.end_of_text_id is None else [self.tokenizer.end_of_text_id]
-        ids = start + self.tokenizer.encode(text)
+        """A prompt's token ids, after what stands before every document in training.
+
+        That is what the tokenizer's file puts before a text, such as ``<s>``, else the end-of-text token.
+        """
+        ids = self._start_ids + self.tokenizer.encode(text)
         if not ids:
             raise UsageError("the prompt is empty, and this tokenizer has no end-of-text token to start from.")
         return ids
@@ -176,7 +166,7 @@ class LanguageModel:
 
     def _score(self, text: str) -> float:
         ids = self.prompt_ids(text)
-        if self.tokenizer.end_of_text_id is None:
+        if not self._start_ids:
             ids = [ids[0], *ids]  # no token stands before the first; let it follow itself rather than skip it
         context = self.model.config.context_length
         total, scored, start = 0.0, 1, 0
@@ -196,19 +186,29 @@ class LanguageModel:
             GroundupError: it cannot be written.
         """
         path = Path(folder)
-        others = sorted({entry.name for entry in path.iterdir()} - _SAVED_FILES) if path.is_dir() else []
+        found = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        others = sorted(name for name in found if not _SAVED.fullmatch(name))
         if others:
             raise UsageError(f"{path}: {others[0]} is here already and would be lost. Save to a new folder.")
         with atomic_folder(path) as place:
-            save_model(self.model, place, bos_id=self.tokenizer.end_of_text_id, eos_id=self.tokenizer.end_of_text_id)
+            end = self.tokenizer.end_of_text_id
+            begin = self.tokenizer.special_tokens.get(self.tokenizer.vocabulary.bos_token or "", end)
+            save_model(self.model, place, bos_id=begin, eos_id=end)
             self.tokenizer.save(place)
 
 
 class _TextStream:
-    """Text of one request as it grows: whole characters only, ended by the first stop text, none of which gets out."""
+    """Text of one request as it grows: whole characters only, ended by the first stop text, none of which gets out.
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    Args:
+        continued: whether it goes on from other text; where not, the space that SentencePiece writes first is no part
+            of it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, continued: bool = True) -> None:
         self.tokenizer, self.stop = tokenizer, stop
+        self.continued = continued
+        self.special = set(tokenizer.special_tokens.values())
         self.text = ""
         self.taken = 0
         self.stopped = False
@@ -216,7 +216,9 @@ class _TextStream:
 
     def push(self, token: int) -> bool:
         """Add a token; True once a stop text has been met."""
-        return self._extend(self._decoder.decode(self.tokenizer.token_bytes(token)))
+        written = self.tokenizer.decode_bytes([token], continued=self.continued)
+        self.continued = token not in self.special
+        return self._extend(self._decoder.decode(written))
 
     def _extend(self, text: str) -> bool:
         self.text += text

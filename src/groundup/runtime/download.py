@@ -14,7 +14,12 @@ from groundup.runtime.errors import GroundupError, os_errors
 from groundup.runtime.files import fsync_folder, sha256_file
 
 TIMEOUT = 8.0  # seconds without a connection or a byte: who is offline learns it soon
+PART = ".part"
 _CHUNK = 1 << 20
+
+
+class BrokenOffError(GroundupError):
+    """The connection was cut in the middle of a file; what has arrived is kept for the next try."""
 
 
 def default_data_dir() -> Path:
@@ -30,6 +35,8 @@ def download(
     size: int | None = None,
     sha256: str | None = None,
     instead: str = "pass a file you have with --data PATH",
+    authorization: str | None = None,
+    label: str | None = None,
 ) -> Path:
     """Download ``url`` to ``path``; a file that is there and whole is kept.
 
@@ -42,20 +49,22 @@ def download(
         size: its bytes, where known.
         sha256: its SHA-256, where known.
         instead: what a person who has the file already can do, for messages.
+        authorization: a header of that name; sent to this server only, never to where it redirects.
+        label: what the progress bar calls it; None for the name of ``path``.
 
     Returns:
         ``path``.
 
     Raises:
-        GroundupError: no connection, the server's refusal, a cut connection, a wrong file, or no place to
-            write.
+        BrokenOffError: the connection was cut; what arrived is kept.
+        GroundupError: no connection, the server's refusal, a wrong file, or no place to write.
     """
     if path.is_file() and (sha256 is None or sha256_file(path) == sha256):
         return path
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + PART)
     with os_errors(path, "cannot write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, size, instead)
+        _fetch(url, part, size, instead, authorization, label or path.name)
     try:
         _check(url, part, size, sha256, instead)
     except GroundupError:
@@ -67,16 +76,16 @@ def download(
     return path
 
 
-def _fetch(url: str, part: Path, size: int | None, instead: str) -> None:
+def _fetch(url: str, part: Path, size: int | None, instead: str, authorization: str | None, label: str) -> None:
     """Append to ``part`` what is missing of it."""
     have = part.stat().st_size if part.exists() else 0
     if size is not None and have >= size:  # whole, or wrong: _check tells
         return
     try:
-        with _open_from(url, have) as answer, open(part, "ab" if answer.status == 206 else "wb") as file:
+        with _open_from(url, have, authorization) as answer, open(part, "ab" if answer.status == 206 else "wb") as file:
             have = have if answer.status == 206 else 0  # a server that knows no ranges sends all of it again
             expected = have + int(answer.headers.get("Content-Length") or 0)
-            with progress(f"downloading {part.name.removesuffix('.part')}", size or expected or None, "bytes") as bar:
+            with progress(f"downloading {label}", size or expected or None, "bytes") as bar:
                 bar.update(have)
                 while block := _read(answer, url, part):
                     file.write(block)
@@ -86,7 +95,7 @@ def _fetch(url: str, part: Path, size: int | None, instead: str) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # the part is not a beginning of what the server has now
             part.unlink()
-            _fetch(url, part, size, instead)
+            _fetch(url, part, size, instead, authorization, label)
             return
         raise GroundupError(
             f"{url}: the server answered {error.code} {error.reason}. Try again later, or {instead}."
@@ -99,13 +108,16 @@ def _fetch(url: str, part: Path, size: int | None, instead: str) -> None:
         raise _cut_off(url, got)
 
 
-def _open_from(url: str, offset: int) -> Any:
+def _open_from(url: str, offset: int, authorization: str | None) -> Any:
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"not a web address: {url}")
     headers = {"User-Agent": "groundup"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    request = urllib.request.Request(url, headers=headers)
+    if authorization is not None:
+        request.add_unredirected_header("Authorization", authorization)
+    return urllib.request.urlopen(request, timeout=TIMEOUT)
 
 
 def _read(answer: Any, url: str, part: Path) -> bytes:
@@ -115,8 +127,8 @@ def _read(answer: Any, url: str, part: Path) -> bytes:
         raise _cut_off(url, part.stat().st_size) from error
 
 
-def _cut_off(url: str, got: int) -> GroundupError:
-    return GroundupError(
+def _cut_off(url: str, got: int) -> BrokenOffError:
+    return BrokenOffError(
         f"{url}: the connection broke off. Run the same command again: it goes on after {got:,} bytes."
     )
 

@@ -1,7 +1,7 @@
 """Other people's vocabularies: which file is of which format, and one reader and writer per format.
 
 huggingface.py (tokenizer.json), tiktoken.py, gpt2.py (encoder.json + vocab.bpe), sentencepiece.py (tokenizer.model),
-gguf.py; fetch.py gets them by name; common.py holds what they share.
+gguf.py, llama2c.py (tokenizer.bin); fetch.py gets them by name; common.py holds what they share.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from groundup.runtime.errors import GroundupError, UsageError, nearest, os_errors
 from groundup.runtime.files import sha256_file
-from groundup.tokenizer.formats import gguf, gpt2, huggingface, sentencepiece, tiktoken
+from groundup.tokenizer.formats import gguf, gpt2, huggingface, llama2c, sentencepiece, tiktoken
 from groundup.tokenizer.formats.fetch import from_hub, from_openai
 from groundup.tokenizer.vocabulary import Vocabulary
 
@@ -78,7 +78,7 @@ def _file_in(path: Path) -> Path:
     for names in (sentencepiece.MODEL_FILE, "encoder.json", "vocab.json"):
         if (path / names).is_file():
             return path / names
-    for kind in ("*.tiktoken", "*.model", "*.gguf"):
+    for kind in ("*.tiktoken", "*.model", "*.gguf", llama2c.PATTERN):
         found = sorted(path.glob(kind))
         if len(found) > 1:
             raise UsageError(f"{path}: there are {len(found)} vocabularies ({kind}). Name the file.")
@@ -103,6 +103,8 @@ def _read_file(file: Path, pattern: str | None) -> Vocabulary:
         return tiktoken.read(file, pattern)
     if file.suffix == ".model":
         return sentencepiece.read(file)
+    if file.suffix == llama2c.SUFFIX:
+        return llama2c.read(file)
     if file.name in gpt2.FILES:
         return gpt2.read(file, pattern)
     return huggingface.read(file)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path, PurePosixPath
 
 from groundup.runtime.download import default_data_dir, download
-from groundup.runtime.errors import GroundupError, nearest, os_errors
-from groundup.runtime.files import sha256_file
-from groundup.runtime.hub import TIMEOUT, hub_errors, list_files, parse_hub_spec
+from groundup.runtime.errors import GroundupError, nearest
+from groundup.runtime.hub import fetch_file, list_files, parse_hub_spec
 from groundup.tokenizer.formats import tiktoken
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/encodings/"
@@ -46,7 +43,7 @@ def from_hub(spec: str) -> Path:
     they are there; each file is held against the digest that the hub gives.
 
     Args:
-        spec: ``hf:owner/name``, or ``hf:owner/name:path`` for a file or folder in it.
+        spec: ``hf:owner/name``, ``hf:owner/name:path`` for a file or folder in it; ``@revision`` may follow the name.
 
     Returns:
         The folder where they lie, or the one file.
@@ -55,26 +52,11 @@ def from_hub(spec: str) -> Path:
         UsageError: the spec is not one.
         GroundupError: they cannot be had, are damaged, or there are none.
     """
-    from huggingface_hub import hf_hub_download
-
     wanted = parse_hub_spec(spec, "a tokenizer")
-    listing = list_files(spec, wanted.repo, "model", checksums=True, instead=_INSTEAD)
-    names = _choose(spec, listing.files, wanted.inside)
-    folder = listing.cached
-    for name in names:
-        if listing.cached is not None:
-            continue
-        with hub_errors(spec, "model", _INSTEAD):
-            path = Path(
-                hf_hub_download(
-                    wanted.repo,
-                    name,
-                    revision=listing.commit,
-                    endpoint=os.environ.get("HF_ENDPOINT"),
-                    etag_timeout=TIMEOUT,
-                )
-            )
-        _check(spec, path, listing.checksums.get(name))
+    listing = list_files(spec, wanted.repo, "model", revision=wanted.revision, checksums=True, instead=_INSTEAD)
+    folder: Path | None = None
+    for name in _choose(spec, listing.files, wanted.inside):
+        path = fetch_file(spec, wanted.repo, name, listing, "model", instead=_INSTEAD)
         folder = path.parents[len(PurePosixPath(name).parts) - 1]
     assert folder is not None
     return folder / wanted.inside
@@ -95,22 +77,3 @@ def _choose(spec: str, names: list[str], inside: str) -> list[str]:
         hint = f" Name one of its files, as in hf:owner/name:{min(known)}." if known else nearest(inside, names)
         raise GroundupError(f"{spec}: no tokenizer in this repository.{hint}")
     return [here[name] for name in (*chosen, *_CONFIGURATION) if name in here]
-
-
-def _check(spec: str, path: Path, digest: str | None) -> None:
-    """Hold a file against ``sha256:`` or ``git-sha1:`` and a digest, if there is one."""
-    if digest is None:
-        return
-    kind, _, expected = digest.partition(":")
-    if kind == "sha256":
-        found = sha256_file(path)
-    else:
-        with os_errors(path, "cannot read"):
-            content = path.read_bytes()
-        # Git's own name of the content; the hub gives no other digest for small files.
-        found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise GroundupError(
-            f"{spec}: {path} is damaged (its digest is {found[:12]}…, the hub's {expected[:12]}…). "
-            "Remove the file and run the same command again."
-        )
