@@ -1,0 +1,377 @@
+"""Adapters as PEFT keeps them: a folder of ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+PEFT knows layers by the names that transformers has for them, which the links of groundup.model.weights tell. Where
+several of our layers are one there (queries, keys and values of GPT-2 or Phi-3), theirs is written as one adapter whose
+A has the rows of all of ours, and whose B is block-diagonal: the same function, at their ranks' sum.
+
+      q: Bq Aq            qkv:   Bq          Aq
+      k: Bk Ak    ──►               Bk       Ak
+      v: Bv Av                         Bv    Av
+"""
+
+# O outputs   I inputs   R rank
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from groundup.model.adapters import (
+    Adapted,
+    Lora,
+    LoraConfig,
+    adapted_layers,
+    adapter_names,
+    linear_layers,
+    put_adapter,
+)
+from groundup.model.config import ModelConfig
+from groundup.model.transformer import Transformer
+from groundup.model.weights.config_json import SECTION, families_of
+from groundup.model.weights.families import Family
+from groundup.model.weights.links import Link, same
+from groundup.runtime import GroundupError, UsageError, os_errors, read_json, warn, write_atomic, write_json
+from groundup.runtime.errors import nearest
+
+CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+
+# Fields of PEFT's config that change nothing of what an adapter computes, or that we act upon. Any other one that is
+# set means something that we do not have.
+_KNOWN = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "init_lora_weights", "megatron_core", "peft_type",
+    "peft_version", "qalora_group_size", "revision", "task_type", "exclude_modules", "layers_pattern",
+    "layers_to_transform", "target_modules", "fan_in_fan_out", "r", "lora_alpha", "rank_pattern", "alpha_pattern",
+    "lora_dropout", "use_rslora", "use_dora", "runtime_config", "eva_config",
+}  # fmt: skip
+_AMBIGUOUS = (
+    ".gate_proj",
+    ".up_proj",
+    ".down_proj",
+)  # to PEFT: transformers 5 fuses experts of these names
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that leave other weights below
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A linear layer of theirs.
+
+    Args:
+        theirs: its name there.
+        ours: the layers that it is here, in order.
+        rows_O: for each of their outputs, which of ours (one layer's after the other's) it is.
+        transposed: whether its weight has inputs before outputs.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    rows_O: Tensor
+    transposed: bool
+
+
+def save_adapter(
+    model: nn.Module, folder: Path, name: str = "default", *, base_model: str | None = None, family: str | None = None
+) -> None:
+    """Write one adapter into a folder, which is made if need be; PEFT loads it onto the same model saved by us.
+
+    Args:
+        base_model: what model it is for, for the config: a path, or a name on the hub.
+        family: the ``model_type`` whose names are used where a model is of several (Phi-3 is Llama with joined
+            matrices); default that of the folder that :func:`groundup.model.save_model` writes.
+
+    Raises:
+        UsageError: there is no such adapter, or it is on some of several layers that are one for PEFT; the model is not
+            of the family.
+        GroundupError: the folder cannot be written.
+    """
+    layers = adapted_layers(model)
+    if name not in adapter_names(model):
+        raise UsageError(f"there is no adapter called {name}.{nearest(name, adapter_names(model))}")
+    prefix, transformer = _transformer(model)
+    loras = {key.removeprefix(prefix): layer.lora(name) for key, layer in layers.items() if name in layer.adapters}
+    tensors: dict[str, Tensor] = {}
+    configs: dict[str, LoraConfig] = {}
+    usual, ways = next(iter(loras.values())).config, _families(transformer.config)
+    if family not in (None, *ways):
+        raise UsageError(f"family {family!r}: this model is of {', '.join(map(str, ways))}.")
+    known = _layers(transformer, ways[family or next(iter(ways))])
+    for layer in known:
+        have = [key for key in layer.ours if key in loras]
+        if not have:
+            continue
+        if len(have) < len(layer.ours):
+            raise UsageError(
+                f"{prefix}{have[0]}: for PEFT this is a part of {layer.theirs}, and its format has no adapters on a "
+                f"part. Adapt {', '.join(layer.ours)} together, or merge and save the whole model."
+            )
+        mine = [loras.pop(key) for key in have]
+        configs[layer.theirs] = mine[0].config.at_rank(sum(lora.config.rank for lora in mine))
+        tensors |= {f"{PREFIX}{layer.theirs}.{part}": tensor for part, tensor in _joined(layer, mine).items()}
+    if loras:
+        raise UsageError(
+            f"{prefix}{next(iter(loras))}: other tools have no name for this layer, which PEFT's format needs."
+        )
+    if transformer.config.experts.count and any(key.endswith(_AMBIGUOUS) for key in configs):
+        warn(
+            "PEFT with transformers 5 takes adapters on the dense and shared feed-forwards of this model for those of "
+            "its experts, and leaves them out. Merge and save the whole model to use them there."
+        )
+    transposed = any(layer.transposed for layer in known if layer.theirs in configs)
+    content = _config_of(usual, configs, {layer.theirs for layer in known})
+    content |= {"base_model_name_or_path": base_model, "fan_in_fan_out": transposed}
+    write_atomic(folder / TENSORS, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_json(folder / CONFIG, content)
+
+
+def _config_of(usual: LoraConfig, configs: dict[str, LoraConfig], known: set[str]) -> dict[str, Any]:
+    """PEFT's config: of most layers, and of each of theirs that differs, by their names; ``known`` are all names."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "r": usual.rank,
+        "lora_alpha": _plainly(usual.alpha),
+        "lora_dropout": usual.dropout,
+        "use_rslora": usual.rslora,
+        "use_dora": usual.dora,
+        "bias": "none",
+        "target_modules": _targets(set(configs), known),
+        "rank_pattern": {re.escape(key): one.rank for key, one in configs.items() if one.rank != usual.rank},
+        "alpha_pattern": {
+            re.escape(key): _plainly(one.alpha) for key, one in configs.items() if one.alpha != usual.alpha
+        },
+    }
+
+
+def load_adapter(
+    model: nn.Module, folder: Path, name: str = "default", *, base_model: str | None = None, trainable: bool = False
+) -> nn.Module:
+    """Put an adapter that we or PEFT saved onto a model, active beside those that are there already.
+
+    Args:
+        base_model: what this model is called; an adapter for one of another name is refused. None does not ask.
+        trainable: whether it is to be trained further.
+
+    Returns:
+        The model itself. It is not changed if the adapter does not fit.
+
+    Raises:
+        UsageError: as for :func:`groundup.model.adapters.add_adapter`.
+        GroundupError: a file is missing, damaged or pickled, uses what we do not have, or is for another model.
+    """
+    values = _read_config(folder / CONFIG)
+    path, wanted = folder / TENSORS, values.get("base_model_name_or_path")
+    if base_model is not None and wanted and Path(wanted).name.lower() != Path(base_model).name.lower():
+        raise GroundupError(f"{folder / CONFIG}: this adapter is for {wanted}, the model is {base_model}.")
+    tensors = _read_tensors(path)
+    prefix, transformer = _transformer(model)
+    linear = linear_layers(transformer)
+    configs: dict[str, LoraConfig] = {}
+    contents: dict[str, dict[str, Tensor]] = {}
+    for layer in _layers_named(transformer, tensors):
+        start = f"{PREFIX}{layer.theirs}."
+        found = {key.removeprefix(start): tensors.pop(key) for key in list(tensors) if key.startswith(start)}
+        if not found:
+            if any(f".{layer.theirs}".endswith(f".{target}") for target in values["target_modules"]):
+                raise GroundupError(f"{path}: the tensor {start}{A} is missing, though the config has it as a target.")
+            continue
+        config = _layer_config(values, layer.theirs)
+        _check(path, start, layer, found, [linear[key] for key in layer.ours], config)
+        parts = _split(layer, found, [linear[key].out_features for key in layer.ours])
+        for key, part in zip(layer.ours, parts, strict=True):
+            configs[prefix + key], contents[prefix + key] = config.at_rank(len(part["A"])), part
+    if tensors:
+        raise GroundupError(f"{path}: the tensor {min(tensors)} has no place in this model. Is it for another?")
+    if not configs:
+        raise GroundupError(f"{path}: there is no adapter in this file.")
+    put_adapter(model, configs, name)
+    with torch.no_grad():
+        for key, part in contents.items():
+            layer_here = model.get_submodule(key)
+            assert isinstance(layer_here, Adapted)
+            lora = layer_here.lora(name)
+            for field, tensor in part.items():
+                getattr(lora, field).copy_(tensor)
+            lora.requires_grad_(trainable)
+    return model
+
+
+# ---- names
+
+
+def _transformer(model: nn.Module) -> tuple[str, Transformer]:
+    """The language model within a module (a classifier has one below its labels), and the prefix of its names."""
+    for name, module in model.named_modules():
+        if isinstance(module, Transformer):
+            return f"{name}." if name else "", module
+    raise UsageError("adapters are saved and loaded for a Transformer, or for what holds one.")
+
+
+def _families(config: ModelConfig) -> dict[str, Family | None]:
+    """All families that this config is of, first the one that it is saved as; groundup's own alone if it is of none."""
+    found: dict[str, Family | None] = {family.model_type: family for family in families_of(config)}
+    return found or {SECTION: None}
+
+
+def _layers_named(model: Transformer, tensors: Iterable[str]) -> list[_Layer]:
+    """Their linear layers in the family whose names an adapter uses; in the first if there is no such."""
+    modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors}
+    ways = [_layers(model, family) for family in _families(model.config).values()]
+    return next((layers for layers in ways if modules <= {layer.theirs for layer in layers}), ways[0])
+
+
+def _layers(model: Transformer, family: Family | None) -> list[_Layer]:
+    """Their linear layers and what they are of ours. A model that is groundup's own keeps its names."""
+    linear = linear_layers(model)
+    links: Iterable[Link] = (
+        (same(f"{key}.weight", f"{key}.weight") for key in linear) if family is None else family.links(model.config)
+    )
+    found = []
+    for link in links:
+        ours = tuple(place.name.removesuffix(".weight") for place in link.ours)
+        if link.theirs.endswith(".weight") and all(key in linear for key in ours):
+            rows_O, transposed = _arrangement(link, [linear[key].out_features for key in ours])
+            found.append(_Layer(link.theirs.removesuffix(".weight"), ours, rows_O, transposed))
+    return found
+
+
+def _arrangement(link: Link, outputs: list[int]) -> tuple[Tensor, bool]:
+    """How a link arranges rows, found by sending their numbers through it, two inputs wide."""
+    numbers = torch.arange(sum(outputs)).split(outputs)
+    joined = link.join([part[:, None].expand(-1, 2) for part in numbers])
+    transposed = joined.shape[-1] != 2 or bool((joined[0, 0] != joined[0, 1]).item())
+    return (joined[0] if transposed else joined[:, 0]).contiguous(), transposed
+
+
+def _targets(used: set[str], known: set[str]) -> list[str]:
+    """``target_modules``: last names where they mean exactly these layers, as people write them, else whole names."""
+    last = {name.rpartition(".")[2] for name in used}
+    exact = {name for name in known if name.rpartition(".")[2] in last} == used
+    return sorted(last) if exact else sorted(used)
+
+
+# ---- tensors
+
+
+def _joined(layer: _Layer, loras: list[Lora]) -> dict[str, Tensor]:
+    """Their tensors of one layer."""
+    found = {
+        A: torch.cat([lora.A.detach() for lora in loras]),
+        B: torch.block_diag(*(lora.B.detach() for lora in loras))[layer.rows_O.to(loras[0].B.device)],
+    }
+    magnitudes = [lora.magnitude.detach() for lora in loras if lora.magnitude is not None]
+    if magnitudes:
+        found[MAGNITUDE] = torch.cat(magnitudes)[layer.rows_O.to(magnitudes[0].device)]
+    return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+
+
+def _split(layer: _Layer, found: dict[str, Tensor], outputs: list[int]) -> list[dict[str, Tensor]]:
+    """The other way round. A block-diagonal B is taken apart; of another, each part has the whole A."""
+    back_O = layer.rows_O.argsort()
+    b_parts = found[B][back_O].split(outputs)
+    rank = len(found[A]) // len(outputs)
+    blocks = rank * len(outputs) == len(found[A]) and torch.equal(
+        torch.block_diag(*(part[:, n * rank : (n + 1) * rank] for n, part in enumerate(b_parts))), torch.cat(b_parts)
+    )
+    parts = []
+    for n, part in enumerate(b_parts):
+        own = slice(n * rank, (n + 1) * rank) if blocks else slice(None)
+        parts.append({"A": found[A][own], "B": part[:, own]})
+    if MAGNITUDE in found:
+        for mine, magnitude_O in zip(parts, found[MAGNITUDE][back_O].split(outputs), strict=True):
+            mine["magnitude"] = magnitude_O
+    return parts
+
+
+def _check(
+    path: Path, start: str, layer: _Layer, found: dict[str, Tensor], linear: list[Any], config: LoraConfig
+) -> None:
+    outputs, inputs = sum(one.out_features for one in linear), linear[0].in_features
+    shapes = {A: [config.rank, inputs], B: [outputs, config.rank]} | ({MAGNITUDE: [outputs]} if config.dora else {})
+    for name, shape in shapes.items():
+        if name not in found:
+            raise GroundupError(f"{path}: the tensor {start}{name} is missing.")
+        if list(found[name].shape) != shape:
+            raise GroundupError(
+                f"{path}: {start}{name} has shape {list(found[name].shape)}, this model's {', '.join(layer.ours)} and "
+                f"the config ask for {shape}. Is the adapter for another base model?"
+            )
+    for name in found.keys() - shapes.keys():
+        raise GroundupError(f"{path}: the tensor {start}{name} has no place in this model.")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    pickle = path.with_name(PICKLE)
+    if not path.exists() and pickle.exists():
+        raise GroundupError(
+            f"{pickle}: a pickled file, which can run code when opened: never read. "
+            f"Save the adapter again as {TENSORS}, which PEFT does by itself since 0.8."
+        )
+    with os_errors(path, "cannot read"):
+        raw = path.read_bytes()
+    try:
+        return safetensors.torch.load(raw)
+    except SafetensorError as error:
+        raise GroundupError(f"{path}: damaged or cut short ({error}).") from error
+
+
+# ---- config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """PEFT's config, with the fields that we need filled in and everything that we lack refused."""
+    values = read_json(path, "adapter config")
+    if not isinstance(values, dict):
+        raise GroundupError(f"{path}: this adapter config is damaged: it holds no named fields.")
+    if values.get("peft_type") != "LORA":
+        raise GroundupError(f"{path}: peft_type {values.get('peft_type')!r} is not LORA, the one that groundup reads.")
+    found = {"r": 8, "lora_alpha": 8, "target_modules": (), "rank_pattern": {}, "alpha_pattern": {}, **values}
+    for name in ("rank_pattern", "alpha_pattern", "target_modules"):
+        found[name] = found[name] or type(found[name])()
+    partial = any(values.get(name) for name in ("layers_to_transform", "exclude_modules"))
+    if partial or not isinstance(found["target_modules"], (list, tuple)):
+        found["target_modules"] = ()  # what they narrow down to is not worked out; what the file holds is what counts
+    for name, value in values.items():
+        if name not in _KNOWN and value and (name, value) != ("bias", "none"):
+            raise GroundupError(f"{path}: this adapter uses {name} = {value!r}, which groundup does not have.")
+    start = found.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
+        raise GroundupError(
+            f"{path}: init_lora_weights = {start!r} changed the weights below the adapter. "
+            "Convert it to plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)."
+        )
+    _layer_config(found, "", path)
+    return found
+
+
+def _layer_config(values: dict[str, Any], theirs: str, path: Path | None = None) -> LoraConfig:
+    """What the config says of one layer: its own rank and alpha, where a pattern has them (PEFT's rule)."""
+
+    def of(patterns: dict[str, Any], usual: Any) -> Any:
+        fitting = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", theirs))
+        return next(fitting, usual)
+
+    try:
+        return LoraConfig(
+            rank=int(of(values["rank_pattern"], values["r"])),
+            alpha=float(of(values["alpha_pattern"], values["lora_alpha"])),
+            dropout=float(values.get("lora_dropout") or 0.0),
+            rslora=bool(values.get("use_rslora")),
+            dora=bool(values.get("use_dora")),
+        )
+    except (TypeError, ValueError, AttributeError, re.error, UsageError) as error:
+        raise GroundupError(f"{path or CONFIG}: this adapter config is damaged: {error}") from error
+
+
+def _plainly(number: float) -> float | int:
+    """Whole numbers without a point, as PEFT writes them."""
+    return int(number) if float(number).is_integer() else number

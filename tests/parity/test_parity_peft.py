@@ -1,0 +1,214 @@
+"""An adapter that PEFT saved is the same function here, and one that we saved is the same function there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from groundup.model import Transformer, load_model, save_model
+from groundup.model.adapter_folder import load_adapter, save_adapter
+from groundup.model.adapters import LoraConfig, adapted_layers, add_adapter, merge, remove, trainable_parameters
+from groundup.runtime import UsageError
+
+# Sizes are pairwise different, so that swapped axes fail.
+SIZES: dict[str, Any] = dict(
+    vocab_size=101, hidden_size=84, intermediate_size=61, num_hidden_layers=2, num_attention_heads=6,
+    num_key_value_heads=2, max_position_embeddings=29, initializer_range=0.1, bos_token_id=1, eos_token_id=2,
+    pad_token_id=None,
+)  # fmt: skip
+DEEPSEEK = SIZES | dict(
+    num_key_value_heads=6, kv_lora_rank=22, q_lora_rank=18, qk_rope_head_dim=6, qk_nope_head_dim=10, v_head_dim=13,
+    n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=17, n_shared_experts=2, first_k_dense_replace=1,
+)  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 0.3}
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+DENSE = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
+CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "llama": ("Llama", SIZES | {"attention_bias": True}, DENSE),
+    "qwen3": ("Qwen3", SIZES | {"head_dim": 22, "tie_word_embeddings": True}, ["q_proj", "v_proj", "down_proj"]),
+    "gemma2": ("Gemma2", SIZES | {"head_dim": 22, "sliding_window": 5}, DENSE),
+    "mixtral": ("Mixtral", SIZES | {"num_local_experts": 5}, ATTENTION),
+    "deepseek-v2": ("DeepseekV2", DEEPSEEK | {"topk_method": "greedy"}, LATENT),
+    "deepseek-v3": ("DeepseekV3", DEEPSEEK | {"n_group": 4, "topk_group": 2}, LATENT[1:]),
+    "gpt2": (
+        "GPT2", dict(vocab_size=101, n_positions=29, n_embd=84, n_layer=2, n_head=6, initializer_range=0.1),
+        ["c_attn", "c_proj", "c_fc"],
+    ),
+    "gpt-neox": (
+        "GPTNeoX", SIZES | {"rope_parameters": ROPE}, ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    ),
+    "phi3": ("Phi3", SIZES, ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
+}  # fmt: skip
+KINDS: dict[str, dict[str, bool]] = {
+    "lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True},
+}  # fmt: skip
+PLAIN = dict(attn_implementation="eager", experts_implementation="eager")  # the others want sizes of whole 16 bytes
+all_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+all_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+    transformers.logging.set_verbosity(verbosity)
+
+
+def by_transformers(kind: str, values: dict[str, Any]) -> Any:
+    torch.manual_seed(43)
+    config = getattr(transformers, f"{kind}Config")(**values)
+    model_class = getattr(transformers, f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")
+    model = model_class._from_config(config, **PLAIN)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.copy_(torch.rand_like(parameter) + 0.5)
+            elif "experts" in name or "gate.weight" in name:
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def stir(parameters: Iterator[tuple[str, Tensor]]) -> None:
+    """Adapters as after training: no B is 0, no magnitude that of its row."""
+    with torch.no_grad():
+        for name, parameter in parameters:
+            if "lora_B" in name or name.endswith(".B"):
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+            elif name.rpartition(".")[2] == "magnitude" or "magnitude_vector" in name:
+                parameter.mul_(0.5 + torch.rand_like(parameter))
+
+
+def by_peft(base: Any, targets: list[str], **fields: Any) -> Any:
+    config = peft.LoraConfig(r=5, lora_alpha=7, target_modules=targets, task_type="CAUSAL_LM", **fields)
+    model = peft.get_peft_model(base, config)
+    stir(model.named_parameters())
+    return model.eval()
+
+
+def assert_same(found: Tensor, expected: Tensor, bare: Tensor) -> None:
+    assert (expected - bare).abs().max() > 0.03 * bare.abs().max()  # the adapter matters
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
+
+
+@torch.inference_mode()
+@all_kinds
+@all_cases
+def test_what_peft_saved(case: tuple[str, dict[str, Any], list[str]], kind: dict[str, bool], tmp_path: Path) -> None:
+    name, values, targets = case
+    base, ids = by_transformers(name, values), torch.randint(101, (2, 29))
+    base.save_pretrained(tmp_path / "base")
+    bare = base(ids).logits
+    other = by_peft(base, targets, fan_in_fan_out=name == "GPT2", **kind)
+    other.save_pretrained(tmp_path / "adapter")
+    model = load_adapter(load_model(tmp_path / "base").eval(), tmp_path / "adapter")
+    assert isinstance(model, Transformer)
+    assert_same(model(ids), other(ids).logits, bare)
+    merged = other.merge_and_unload()
+    assert_same(remove(merge(model))(ids), merged(ids).logits, bare)
+
+
+@torch.inference_mode()
+@all_kinds
+@all_cases
+def test_what_we_saved(case: tuple[str, dict[str, Any], list[str]], kind: dict[str, bool], tmp_path: Path) -> None:
+    name, values, _ = case
+    by_transformers(name, values).save_pretrained(tmp_path / "theirs")
+    model, ids = load_model(tmp_path / "theirs").eval(), torch.randint(101, (2, 29))
+    (tmp_path / "base").mkdir()
+    save_model(model, tmp_path / "base", bos_id=1, eos_id=2)
+    bare = model(ids)
+    ours = {"use_rslora": "rslora", "use_dora": "dora"}
+    # PEFT takes any gate_proj, up_proj and down_proj of a model with experts for theirs.
+    targets = ("attention.*",) if "experts" in str(values) else ("blocks.*",)
+    add_adapter(model, LoraConfig(5, 7.0, targets=targets, **{ours[key]: value for key, value in kind.items()}))
+    stir(model.named_parameters())
+    save_adapter(model, tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", **PLAIN)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        other = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert_same(other(ids).logits, model(ids), bare)
+    theirs = sum("lora_B" in key for key, _ in other.named_parameters())
+    fused = {"GPT2": 1.5, "GPTNeoX": 1.5}.get(name, 1)  # six layers are four; Phi-3 is saved as a Llama
+    assert theirs * fused == len(adapted_layers(model))  # none is there that we did not mean
+
+
+@torch.inference_mode()
+def test_a_few_layers_of_many(tmp_path: Path) -> None:
+    """Where last names would mean further layers, the config has whole names; ranks and scales may differ."""
+    by_transformers("Llama", SIZES).save_pretrained(tmp_path / "base")
+    model, ids = load_model(tmp_path / "base").eval(), torch.randint(101, (2, 29))
+    bare = model(ids)
+    add_adapter(model, LoraConfig(rank=3, targets=("blocks.1.*.q", "blocks.0.*.down", "head")))
+    stir(model.named_parameters())
+    save_adapter(model, tmp_path / "adapter")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", **PLAIN)
+    other = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert_same(other(ids).logits, model(ids), bare)
+    assert sum("lora_B" in key for key, _ in other.named_parameters()) == 3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rslora", [False, True])
+def test_ranks_and_scales_by_pattern(rslora: bool, tmp_path: Path) -> None:
+    base, ids = by_transformers("Llama", SIZES), torch.randint(101, (2, 29))
+    base.save_pretrained(tmp_path / "base")
+    bare = base(ids).logits
+    patterns = dict(rank_pattern={"layers.1.self_attn.q_proj": 2, "up_proj": 9}, alpha_pattern={"v_proj": 31})
+    other = by_peft(base, DENSE, use_rslora=rslora, **patterns)
+    other.save_pretrained(tmp_path / "adapter")
+    model = load_adapter(load_model(tmp_path / "base").eval(), tmp_path / "adapter")
+    assert_same(model(ids), other(ids).logits, bare)
+    save_adapter(model, tmp_path / "again")
+    again = peft.PeftModel.from_pretrained(by_transformers("Llama", SIZES), tmp_path / "again").eval()
+    assert_same(again(ids).logits, other(ids).logits, bare)
+
+
+@torch.inference_mode()
+def test_a_family_can_be_asked_for(tmp_path: Path) -> None:
+    """What we save of a Phi-3 is a Llama; its adapter may be for the folder that it came from all the same."""
+    base, ids = by_transformers("Phi3", SIZES), torch.randint(101, (2, 29))
+    base.save_pretrained(tmp_path / "base")
+    model, bare = load_model(tmp_path / "base").eval(), base(ids).logits
+    add_adapter(model, LoraConfig(rank=3))
+    stir(model.named_parameters())
+    save_adapter(model, tmp_path / "adapter", family="phi3")
+    other = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert_same(other(ids).logits, model(ids), bare)
+    with pytest.raises(UsageError, match=r"family 'gpt2': this model is of llama, .*phi3"):
+        save_adapter(model, tmp_path / "adapter", family="gpt2")
+
+
+@all_kinds
+def test_gradients(kind: dict[str, bool], tmp_path: Path) -> None:
+    base, ids = by_transformers("Llama", SIZES), torch.randint(101, (2, 29))
+    base.save_pretrained(tmp_path / "base")
+    other: nn.Module = by_peft(base, DENSE, **kind)
+    other.save_pretrained(tmp_path / "adapter")
+    model = load_adapter(load_model(tmp_path / "base").eval(), tmp_path / "adapter", trainable=True)
+    other(ids).logits.square().sum().backward()
+    model(ids).square().sum().backward()
+    found = dict(other.named_parameters())
+    mine = trainable_parameters(model)
+    assert len(mine) == 14 * (3 if "use_dora" in kind else 2)
+    start = "base_model.model.model.layers.1.self_attn.q_proj"
+    names = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
+    names |= {"magnitude": "lora_magnitude_vector.default.weight"} if "use_dora" in kind else {}
+    for ours, theirs in names.items():
+        grad = mine[f"blocks.1.attention.q.adapters.default.{ours}"].grad
+        expected = found[f"{start}.{theirs}"].grad
+        assert expected is not None
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
