@@ -115,6 +115,27 @@ def test_weights_beyond_a_size_go_to_several_files(tmp_path: Path) -> None:
     torch.testing.assert_close(other(ids).logits, model(ids), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss"])
+def test_a_family_with_windows_without_any(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    from groundup.model.presets import PRESETS
+
+    shape = dict(vocab_size=67, context_length=13, n_layer=2, n_head=3, n_kv_head=1, n_embd=18, n_ff=29, head_dim=8)
+    shape |= dict(layer_pattern="F", sliding_window=None, attention_scale=None, rope_scaling={})
+    fields = PRESETS["gemma2-2b"] | {"embedding_scale": 18**0.5} if kind == "gemma2" else PRESETS["gpt-oss-20b"]
+    experts = {} if kind == "gemma2" else {"experts": dict(count=4, active=2, width=12, router_bias=True)}
+    model = Transformer(ModelConfig.from_dict(fields | shape | experts)).eval()
+    save_model(model, tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values["model_type"] == kind
+    other = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager", experts_implementation="eager"
+    )
+    ids = torch.randint(67, (2, 13))
+    torch.testing.assert_close(other.eval()(ids).logits, model(ids), rtol=0, atol=1e-5)
+
+
 def test_weights_keep_their_type_when_asked(tmp_path: Path) -> None:
     model = model_of(PARTS["llama"]).to(torch.bfloat16)
     save_model(model, tmp_path)

@@ -3,8 +3,9 @@
 Read in this order: config.py (the fields that choose the parts), transformer.py (the whole model, on one screen),
 attention.py, latent_attention.py, masks.py and backends.py (who sees whom, and how it is computed), positions.py,
 feed_forward.py, experts.py, norms.py, cache.py (what decoding remembers), heads.py (losses, labels, values),
-checkpointing.py, initialisation.py, presets.py, explain.py (what a model costs before you build it), weights/ (other
-people's checkpoints, and ours as other tools open them).
+checkpointing.py, initialisation.py, presets.py, weights/ (other people's checkpoints, and ours as other tools open
+them), adapters.py and quantized.py (what is put on a model from outside). What a model costs before you build it:
+explain.py, over parts.py (parameters and FLOPs), memory.py and hardware.py, drawn by drawing.py.
 
 To change the attention: attention.py makes queries, keys and values; ``attend`` in backends.py computes with them.
 
@@ -20,13 +21,21 @@ from groundup.model.presets import PRESETS
 from groundup.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from groundup.model.adapter_folder import load_adapter, save_adapter
+    from groundup.model.adapters import LoraConfig, add_adapter
     from groundup.model.backends import BACKENDS, fastest_backend
     from groundup.model.cache import Cache, KVCache
     from groundup.model.heads import Classifier, ValueHead, language_model_loss
+    from groundup.model.quantized import quantize_model
     from groundup.model.transformer import Transformer
     from groundup.model.weights import load_model, read_config, save_model
 
 _LAZY = {  # these import torch, which `groundup --help` and `groundup explain` do without
+    "LoraConfig": "adapters",
+    "add_adapter": "adapters",
+    "load_adapter": "adapter_folder",
+    "save_adapter": "adapter_folder",
+    "quantize_model": "quantized",
     "BACKENDS": "backends",
     "fastest_backend": "backends",
     "Cache": "cache",
@@ -41,7 +50,8 @@ _LAZY = {  # these import torch, which `groundup --help` and `groundup explain` 
 }
 
 __all__ = ["BACKENDS", "PRESETS", "Cache", "Classifier", "Experts", "Explanation", "KVCache", "LatentAttention"]
-__all__ += ["ModelConfig", "RopeScaling", "Transformer", "ValueHead", "explain", "fastest_backend"]
-__all__ += ["language_model_loss", "load_model", "read_config", "save_model"]
+__all__ += ["LoraConfig", "ModelConfig", "RopeScaling", "Transformer", "ValueHead", "add_adapter", "explain"]
+__all__ += ["fastest_backend", "language_model_loss", "load_adapter", "load_model", "quantize_model", "read_config"]
+__all__ += ["save_adapter", "save_model"]
 
 __getattr__ = lazy_names(__name__, _LAZY)

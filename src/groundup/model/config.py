@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
@@ -52,6 +53,11 @@ class RopeScaling:
     mscale_all_dim: float = 0.0
     short_factor: list[float] = field(default_factory=list)
     long_factor: list[float] = field(default_factory=list)
+
+
+def yarn_mscale(factor: float, weight: float = 1.0) -> float:
+    """``0.1 weight ln(factor) + 1``: what yarn multiplies the square root of the scores with (Peng et al., eq. 22)."""
+    return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
 
 
 @dataclass(frozen=True)
@@ -150,8 +156,8 @@ class ModelConfig:
         attention_scale: multiplies the scores; default 1 / sqrt(width of a query head)
         attention_softcap: bounds the scores smoothly, to this x tanh(score / this) (Gemma 2)
         logit_softcap: bounds the logits the same way
-        feed_forward: swiglu, geglu (Shazeer 2020), clamped_swiglu (OpenAI 2025), gelu (Hendrycks & Gimpel 2016, tanh form),
-            gelu_exact, relu, or relu2 (So et al. 2021)
+        feed_forward: swiglu, geglu (Shazeer 2020), clamped_swiglu (OpenAI 2025), gelu (Hendrycks & Gimpel 2016, in
+            its tanh form), gelu_exact, relu, or relu2 (So et al. 2021)
         experts: a mixture of experts
         bias: add biases to the linear layers and layer norms, as GPT-2 does
         qkv_bias: the same for queries, keys and values alone (Qwen 2); default bias
@@ -261,8 +267,6 @@ class ModelConfig:
         scale = self.head_width**-0.5 if self.attention_scale is None else self.attention_scale
         scaling = self.rope_scaling
         if self.latent.kv_rank and scaling.kind == "yarn" and scaling.mscale_all_dim:
-            from groundup.model.positions import yarn_mscale
-
             return scale * yarn_mscale(scaling.factor, scaling.mscale_all_dim) ** 2
         return scale
 

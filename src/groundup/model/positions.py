@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from groundup.model.config import ModelConfig, RopeScaling
+from groundup.model.config import ModelConfig, RopeScaling, yarn_mscale
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, float32, each B or 1, T, 1, R."""
@@ -85,11 +85,6 @@ def _yarn(frequencies_R2: Tensor, scaling: RopeScaling, original: int, theta: fl
     ramp = torch.arange(dim // 2, dtype=torch.float32, device=frequencies_R2.device)
     stretched = ((ramp - low) / (high - low or 0.001)).clamp(0.0, 1.0)
     return frequencies_R2 / scaling.factor * stretched + frequencies_R2 * (1 - stretched)
-
-
-def yarn_mscale(factor: float, weight: float = 1.0) -> float:
-    """``0.1 weight ln(factor) + 1``: what yarn multiplies the square root of the scores with (Peng et al., eq. 22)."""
-    return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def attention_factor(scaling: RopeScaling, original_length: int) -> float:

@@ -15,7 +15,7 @@ from groundup.model.backends import Backend
 from groundup.model.cache import Cache
 from groundup.model.checkpointing import checkpointed
 from groundup.model.config import ModelConfig
-from groundup.model.experts import MixtureOfExperts, Routing
+from groundup.model.experts import MixtureOfExperts, Router, Routing
 from groundup.model.feed_forward import make_feed_forward
 from groundup.model.heads import FurtherToken
 from groundup.model.initialisation import initialise
@@ -183,9 +183,9 @@ class Transformer(nn.Module):
 
     def after_step(self) -> None:
         """What a model adjusts by itself after an optimizer step: the bias by which experts are chosen."""
-        for block in self.blocks:
-            if isinstance(block.feed_forward, MixtureOfExperts):
-                block.feed_forward.router.rebalance()
+        for module in self.modules():
+            if isinstance(module, Router):
+                module.rebalance()
 
     def parameter_count(self) -> int:
         """Number of parameters, a tied embedding counted once."""

@@ -7,6 +7,7 @@ section of its own that other tools pass over.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,18 @@ SECTION = "groundup"
 
 def family_of(config: ModelConfig) -> Family | None:
     """The first family that this config is of; None when transformers knows no such architecture."""
+    return next(families_of(config), None)
+
+
+def families_of(config: ModelConfig) -> Iterator[Family]:
+    """Every family that can say all of this config."""
     wanted = _essence(config)
     for family in FAMILIES.values():
         try:
             if _essence(ModelConfig.from_dict(family.fields(family.values(config)))) == wanted:
-                return family
+                yield family
         except (KeyError, MissingPartError, UsageError, ZeroDivisionError, TypeError):  # it has no word for some field
             continue
-    return None
 
 
 def _essence(config: ModelConfig) -> dict[str, Any]:
@@ -38,6 +43,7 @@ def _essence(config: ModelConfig) -> dict[str, Any]:
     for name in TRAINING_ONLY:
         del found[name]
     found["layer_pattern"], found["experts.pattern"] = shortest(config.layer_kinds), config.expert_layers
+    found["attention_scale"] = config.score_scale
     if all(config.expert_layers):
         del found["n_ff"]
     if not config.experts.count:

@@ -17,7 +17,7 @@ from groundup.model.weights.config_json import config_to_json, family_of, read_c
 from groundup.model.weights.families import Family
 from groundup.model.weights.links import Link, same
 from groundup.model.weights.tensor_file import TensorFile
-from groundup.runtime import GroundupError, os_errors, read_json, write_json
+from groundup.runtime import GroundupError, UsageError, os_errors, read_json, write_json
 
 SHARD_BYTES = 5 * 10**9  # what the hub recommends for one file
 
@@ -30,7 +30,9 @@ def links_of(model: Transformer) -> list[Link]:
 
 def _own_links(model: Transformer) -> list[Link]:
     tied = model.config.tie_embeddings
-    return [same(name, name) for name in model.state_dict() if not (tied and name == "head.weight")]
+    with torch.device("meta"):  # the names of a plain model, whatever this one has become
+        names = Transformer(model.config).state_dict()
+    return [same(name, name) for name in names if not (tied and name == "head.weight")]
 
 
 # ---- saving
@@ -46,9 +48,19 @@ def save_model(
 
     Args:
         shard_bytes: weights beyond this go to several files, with an index.
+
+    Raises:
+        UsageError: the model has adapters or quantized layers.
+        GroundupError: it cannot be written.
     """
     tensors = dict(model.state_dict())
-    shards = list(_shards(links_of(model), tensors, shard_bytes))
+    links = links_of(model)
+    if missing := next((place.name for link in links for place in link.ours if place.name not in tensors), None):
+        raise UsageError(
+            f"{missing} is behind an adapter or quantized: only plain weights are saved as a model. Merge and remove "
+            "adapters, or save them by themselves (groundup.model.save_adapter)."
+        )
+    shards = list(_shards(links, tensors, shard_bytes))
     where: dict[str, str] = {}
     with os_errors(folder, "cannot write"):
         for number, links in enumerate(shards, start=1):

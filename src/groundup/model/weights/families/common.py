@@ -203,9 +203,10 @@ def pattern_fields(values: Values, default: list[str]) -> dict[str, Any]:
     }
 
 
-def layer_types(config: ModelConfig) -> list[str]:
-    """The other way round."""
-    return ["sliding_attention" if kind == "S" else "full_attention" for kind in config.layer_kinds]
+def window_values(config: ModelConfig) -> dict[str, Any]:
+    """The other way round. transformers wants the size of a window also where no layer has one."""
+    kinds = ["sliding_attention" if kind == "S" else "full_attention" for kind in config.layer_kinds]
+    return {"layer_types": kinds, "sliding_window": config.sliding_window or config.context_length}
 
 
 def shortest(pattern: str) -> str:

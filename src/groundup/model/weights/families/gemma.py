@@ -10,7 +10,6 @@ from groundup.model.weights.families.common import (
     MissingPartError,
     Values,
     attention_links,
-    layer_types,
     llama_links,
     mlp_links,
     pattern_fields,
@@ -19,6 +18,7 @@ from groundup.model.weights.families.common import (
     rope_values,
     shape_fields,
     shape_values,
+    window_values,
 )
 from groundup.model.weights.links import Link, same
 
@@ -79,8 +79,7 @@ class Gemma2:
             **self.rope_values(config),
             "hidden_activation": "gelu_pytorch_tanh",
             "attention_bias": bool(config.qkv_bias),
-            "layer_types": layer_types(config),
-            "sliding_window": config.sliding_window,
+            **window_values(config),
             "query_pre_attn_scalar": _whole(config.score_scale**-2),
             "attn_logit_softcapping": config.attention_softcap,
             "final_logit_softcapping": config.logit_softcap,

@@ -9,7 +9,6 @@ from groundup.model.feed_forward import GATE_LIMIT, SWISH_GAIN
 from groundup.model.weights.families.common import (
     Values,
     attention_links,
-    layer_types,
     llama_links,
     pattern_fields,
     require,
@@ -17,6 +16,7 @@ from groundup.model.weights.families.common import (
     rope_values,
     shape_fields,
     shape_values,
+    window_values,
 )
 from groundup.model.weights.links import Link, alternating, inputs_first, same
 
@@ -57,8 +57,7 @@ class GptOss:
             **shape_values(config),
             **rope_values(config),
             "attention_bias": bool(config.qkv_bias),
-            "layer_types": layer_types(config),
-            "sliding_window": config.sliding_window,
+            **window_values(config),
             "num_local_experts": config.experts.count,
             "num_experts_per_tok": config.experts.active,
             "experts_per_token": config.experts.active,

@@ -12,7 +12,6 @@ from groundup.model.weights.families.common import (
     Values,
     attention_links,
     expert_links,
-    layer_types,
     llama_links,
     mlp_links,
     pattern_fields,
@@ -22,6 +21,7 @@ from groundup.model.weights.families.common import (
     shape_fields,
     shape_values,
     shortest,
+    window_values,
 )
 from groundup.model.weights.links import Link, by_rows, same
 
@@ -270,9 +270,4 @@ def _window_values(config: ModelConfig) -> dict[str, Any]:
     if config.sliding_window is None:
         return {"use_sliding_window": False}
     full = config.layer_kinds.find("S")
-    return {
-        "use_sliding_window": True,
-        "sliding_window": config.sliding_window,
-        "max_window_layers": full,
-        "layer_types": layer_types(config),
-    }
+    return {"use_sliding_window": True, "max_window_layers": full, **window_values(config)}
