@@ -8,9 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import attention_page
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+IMAGES = PAGE.parent / "images"
 HEAD = [
     "# Benchmarks",
     "",
@@ -25,7 +28,10 @@ def write_page() -> None:
     for name, section in SECTIONS.items():
         file = RESULTS / f"{name}.json"
         if file.exists():
-            lines += [*section(json.loads(file.read_text())), ""]
+            result = json.loads(file.read_text())
+            lines += [*section(result), ""]
+            for image in PLOTS[name](result, IMAGES) if name in PLOTS else ():
+                lines += [f"![{image.stem.replace('-', ' ')}](images/{image.name})", ""]
     PAGE.write_text("\n".join(lines).rstrip("\n") + "\n")
 
 
@@ -251,7 +257,18 @@ def equality(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {"first_run": first_run, "tokenizer": tokenizer}
+SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "first_run": first_run,
+    "tokenizer": tokenizer,
+    "attention": attention_page.attention,
+    "attention_gpu": attention_page.attention,
+    "attention_study": attention_page.study,
+}
+PLOTS: dict[str, Callable[[Mapping[str, Any], Path], list[Path]]] = {
+    "attention": attention_page.attention_plots,
+    "attention_gpu": attention_page.attention_plots,
+    "attention_study": attention_page.study_plots,
+}
 
 if __name__ == "__main__":
     write_page()
