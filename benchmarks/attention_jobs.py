@@ -268,7 +268,8 @@ def experts_job(job: Job) -> Job:
             return layer(x_BTE)
 
     seconds = time_of(run, device, job["seconds"])
-    np.savez(job["output"], forward=as_array(run()))
+    if "output" in job:
+        np.savez(job["output"], forward=as_array(run()))
     return {"forward": seconds, "implementation": used}
 
 

@@ -36,6 +36,8 @@ def gate_with(kind: FeedForward, gate: Tensor, up: Tensor) -> Tensor:
     if kind == "clamped_swiglu":
         gate, up = gate.clamp(max=GATE_LIMIT), up.clamp(-GATE_LIMIT, GATE_LIMIT)
         return gate * torch.sigmoid(SWISH_GAIN * gate) * (up + 1)
+    if not torch.is_grad_enabled():  # nothing else reads the gate: large temporaries cost as much as what fills them
+        return F.silu(gate, inplace=True).mul_(up)
     return F.silu(gate) * up
 
 
