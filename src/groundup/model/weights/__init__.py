@@ -1,7 +1,8 @@
 """Weights in and out: the folder that Hugging Face tools open, and llama2.c's files.
 
-Read in this order: config_json.py (which family a config is of), folder.py (load and save), links.py (how tensors
-belong together), families/ (one small class for each), llama2c.py.
+Read in this order: config_json.py (which family a config is of), folder.py (load and save), stored.py and
+tensor_file.py (what lies in the files), links.py (how tensors belong together), families/ (one small class for each),
+llama2c.py.
 
 Weights are read from safetensors (or llama2.c's plain numbers) only: nothing is unpickled, no remote code is run.
 """

@@ -19,6 +19,7 @@ from groundup.runtime.errors import nearest
 
 TRAINING_ONLY = ("initialisation", "experts.bias_rate", "experts.z_loss", "experts.balance_loss", "dropout", "init_std")
 SECTION = "groundup"
+DEQUANTIZED = ("mxfp4", "fp8")  # what stored.py undoes
 
 
 def family_of(config: ModelConfig) -> Family | None:
@@ -91,8 +92,8 @@ def config_from_json(values: dict[str, Any], where: Path) -> ModelConfig:
             return ModelConfig.from_dict(values[SECTION])
         if kind not in FAMILIES:
             raise GroundupError(_unknown(values, where))
-        if values.get("quantization_config"):
-            how = values["quantization_config"].get("quant_method", "a way of its own")
+        how = (values.get("quantization_config") or {}).get("quant_method", "a way of its own")
+        if values.get("quantization_config") and how not in DEQUANTIZED:
             raise GroundupError(f"{where}: these weights are quantized ({how}). Load the ones they were made from.")
         more = {name: value for name, value in (values.get(SECTION) or {}).items() if name in TRAINING_ONLY}
         return ModelConfig.from_dict(_with(FAMILIES[kind].fields(values), more))

@@ -14,8 +14,9 @@ from torch import Tensor
 from groundup.model.config import ModelConfig
 from groundup.model.transformer import Transformer
 from groundup.model.weights.config_json import config_to_json, family_of, read_config
-from groundup.model.weights.families import Family
+from groundup.model.weights.families import FAMILIES, Family
 from groundup.model.weights.links import Link, same
+from groundup.model.weights.stored import Stored, stored_tensors
 from groundup.model.weights.tensor_file import TensorFile
 from groundup.runtime import GroundupError, UsageError, os_errors, read_json, write_json
 
@@ -127,31 +128,21 @@ def load_model(
             shape.
     """
     config = read_config(folder)
-    files = [TensorFile(path) for path in _weight_files(folder)]
-    model = empty_model(config, device, dtype or _stored_dtype(files))
-    family = family_of_folder(folder)
+    values = read_json(folder / "config.json", "model config")
+    stored = stored_tensors(map(TensorFile, _weight_files(folder)), values.get("quantization_config"))
+    model = empty_model(config, device, dtype or _stored_dtype(stored))
+    family = FAMILIES.get(values.get("model_type"))
     links = {link.theirs: link for link in (_own_links(model) if family is None else family.links(config))}
     tensors = dict(model.state_dict())
     waiting = dict.fromkeys(links)
-    for file in files:
-        for name in file.shapes:
-            linked = _link_name(name, links, family, config, file.path)
-            if linked is None:
-                continue
-            if linked not in waiting:
-                raise GroundupError(f"{file.path}: the tensor {name} is here a second time.")
-            del waiting[linked]
-            _fill(links[linked], file, name, tensors)
+    for name, tensor in stored.items():
+        linked = _link_name(name, links, family, config, tensor.path)
+        if linked is not None:
+            waiting.pop(linked, None)
+            _fill(links[linked], tensor, tensors)
     if waiting:
         raise GroundupError(f"{folder}: the tensor {next(iter(waiting))} is missing from the weights.")
     return model
-
-
-def family_of_folder(folder: Path) -> Family | None:
-    """The family that a folder's config.json names; None for groundup's own."""
-    from groundup.model.weights.families import FAMILIES
-
-    return FAMILIES.get(read_json(folder / "config.json", "model config").get("model_type"))
 
 
 def empty_model(config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> Transformer:
@@ -176,19 +167,21 @@ def empty_model(config: ModelConfig, device: torch.device | str, dtype: torch.dt
     return model
 
 
-def _fill(link: Link, file: TensorFile, name: str, tensors: dict[str, Tensor]) -> None:
+def _fill(link: Link, stored: Stored, tensors: dict[str, Tensor]) -> None:
     """Put one tensor of a file where it belongs, after seeing that it fits."""
     places = [place.of(tensors) for place in link.ours]
     asked = tuple(link.join([torch.empty(place.shape, device="meta") for place in places]).shape)
-    if file.shapes[name] != asked:
+    if stored.shape != asked:
         raise GroundupError(
-            f"{file.path}: {name} has shape {list(file.shapes[name])}, the config asks for {list(asked)}."
+            f"{stored.path}: {link.theirs} has shape {list(stored.shape)}, the config asks for {list(asked)}."
         )
-    if link.plain:
-        file.read_into(name, places[0])
-        return
     with torch.no_grad():
-        for part, place in zip(link.split(file.read(name), places), places, strict=True):
+        if link.plain:
+            stored.read_into(places[0])
+            return
+        whole = torch.empty(stored.shape, dtype=stored.dtype)
+        stored.read_into(whole)
+        for part, place in zip(link.split(whole, places), places, strict=True):
             place.copy_(part)
 
 
@@ -213,9 +206,9 @@ def _link_name(name: str, links: dict[str, Link], family: Family | None, config:
     raise GroundupError(f"{path}: the tensor {name} has no place in this model.")
 
 
-def _stored_dtype(files: list[TensorFile]) -> torch.dtype:
+def _stored_dtype(stored: dict[str, Stored]) -> torch.dtype:
     """The floating-point type of the first matrix."""
-    kinds = (file.dtypes[name] for file in files for name, shape in file.shapes.items() if len(shape) > 1)
+    kinds = (tensor.dtype for tensor in stored.values() if len(tensor.shape) > 1)
     return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
 
 
