@@ -84,3 +84,19 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> Callable:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return serving
+
+
+@pytest.fixture
+def hub(loopback: Callable, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type]:
+    """A hub on this machine that holds ``files``, a fixture of the test's own module, and an empty cache for it."""
+    from huggingface_hub import constants
+
+    from fake_hub import FakeHub
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("GROUNDUP_DATA", str(tmp_path / "data"))
+    FakeHub.reset(files)
+    with loopback(FakeHub) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        yield FakeHub

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from fake_hub import FakeHub
 from groundup.inference import LanguageModel
@@ -25,19 +24,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     place = tmp_path_factory.mktemp("made") / "tiny"
     LanguageModel(Transformer(config), tokenizer).save(place)
     return {path.name: path.read_bytes() for path in place.iterdir() if path.name != "vocabulary.txt"}
-
-
-@pytest.fixture
-def hub(
-    loopback: Callable, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[type[FakeHub]]:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("GROUNDUP_DATA", str(tmp_path / "data"))
-    FakeHub.reset(files)
-    with loopback(FakeHub) as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        yield FakeHub
 
 
 def test_a_models_life(hub: type[FakeHub], files: dict[str, bytes], run: Callable) -> None:
@@ -90,3 +76,9 @@ def test_mistakes(hub: type[FakeHub], run: Callable) -> None:
     run("models", "get", NAME)
     said = run("models", "verify", "hf:ann/tinny")
     assert (said.code, "not kept here. Did you mean hf:ann/tiny?" in said.line) == (2, True)
+
+
+def test_nothing_to_verify_is_said(hub: type[FakeHub], run: Callable) -> None:
+    done = run("models", "verify")
+    assert (done.code, done.out) == (0, run("models", "list").out)
+    assert "No models of the hub are kept here" in done.out

@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors.torch import load_file
 
 import groundup
@@ -41,19 +40,6 @@ def files(lm: LanguageModel, tmp_path: Path) -> dict[str, bytes]:
         "original/model.safetensors": b"another", "README.md": b"# tiny", "flax_model.msgpack": b"x",
     }  # fmt: skip
     return {path.name: path.read_bytes() for path in place.iterdir() if path.name != "vocabulary.txt"} | others
-
-
-@pytest.fixture
-def hub(
-    loopback: Callable, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[type[FakeHub]]:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("GROUNDUP_DATA", str(tmp_path / "data"))
-    FakeHub.reset(files)
-    with loopback(FakeHub) as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        yield FakeHub
 
 
 @pytest.fixture

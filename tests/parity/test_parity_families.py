@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from groundup.model import KVCache, Transformer, language_model_loss, load_model, save_model
 from groundup.model.weights import family_of
+from groundup.runtime import GroundupError
 
 # Sizes are pairwise different, so that swapped axes fail.
 SIZES: dict[str, Any] = dict(
@@ -166,10 +168,11 @@ def by_transformers(kind: str, values: dict[str, Any]) -> nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def _forget(pair: tuple[nn.Module, Transformer]) -> None:
+def _forget(request: pytest.FixtureRequest) -> None:
     """transformers' dynamic frequencies stay as the longest text made them, until a short one comes."""
-    with torch.inference_mode():
-        pair[0](torch.zeros(1, 2, dtype=torch.int64))
+    if "pair" in request.fixturenames:
+        with torch.inference_mode():
+            request.getfixturevalue("pair")[0](torch.zeros(1, 2, dtype=torch.int64))
 
 
 def scaled(expected: Tensor) -> dict[str, Any]:
@@ -283,3 +286,16 @@ def their_gradients(other: nn.Module, folder: Path) -> dict[str, Tensor]:
         for name, parameter in other.named_parameters():
             parameter.copy_(weights[name])
     return {name: parameter.detach() for name, parameter in load_model(folder).named_parameters()}
+
+
+def test_layers_that_predict_further_tokens_are_passed_over_where_a_family_has_them(tmp_path: Path) -> None:
+    for name, has in (("deepseek-v3", True), ("deepseek-v2", False)):
+        by_transformers(*CASES[name]).save_pretrained(tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        tensors = load_file(file)
+        save_file(tensors | {"model.layers.3.enorm.weight": torch.ones(84)}, file)
+        if has:
+            load_model(tmp_path / name)
+        else:
+            with pytest.raises(GroundupError, match=r"model\.layers\.3\.enorm\.weight has no place"):
+                load_model(tmp_path / name)

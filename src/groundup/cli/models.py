@@ -9,6 +9,8 @@ from groundup.cli.tables import add_row, figures_table
 from groundup.runtime import GroundupError, say
 from groundup.runtime.console import byte_size
 
+NOTHING = "No models of the hub are kept here. Fetch one: groundup models get hf:owner/name"
+
 
 def list_models() -> None:
     """List the models that were fetched, with their sizes."""
@@ -16,7 +18,7 @@ def list_models() -> None:
 
     kept = kept_models()
     if not kept:
-        say("No models of the hub are kept here. Fetch one: groundup models get hf:owner/name")
+        say(NOTHING)
         return
     table = figures_table("model", "files", "size", left=("commit", "state"))
     for model in kept:
@@ -46,7 +48,10 @@ def verify(model: str | None = None) -> None:
     from groundup.inference.models import kept_model, kept_models, verify_model
 
     damaged = []
-    for kept in [kept_model(model)] if model else kept_models():
+    chosen = [kept_model(model)] if model else kept_models()
+    if not chosen:
+        say(NOTHING)
+    for kept in chosen:
         wrong = verify_model(kept)
         if wrong is None:
             say(f"{kept.name}: {len(kept.files)} files, {byte_size(kept.nbytes)}, as the hub has them")

@@ -199,8 +199,8 @@ def _link_name(name: str, links: dict[str, Link], family: Family | None, config:
         if any(re.fullmatch(pattern, name) for pattern in family.ignored):
             return None
         layer = re.match(r"model\.layers\.(\d+)\.", name)
-        if layer and int(layer.group(1)) >= config.n_layer and family.model_type == "deepseek_v3":
-            return None  # its module for a further token
+        if family.further_layers and layer and int(layer.group(1)) >= config.n_layer:
+            return None
     if name in ("lm_head.weight", "head.weight") and config.tie_embeddings:
         return None  # a tied head that was saved all the same
     raise GroundupError(f"{path}: the tensor {name} has no place in this model.")

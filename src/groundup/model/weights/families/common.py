@@ -23,6 +23,7 @@ class Family(Protocol):
         architecture: the class of transformers that loads it.
         prefix: what stands before the names of most tensors, and may be missing.
         ignored: names, as regular expressions, of tensors that hold nothing a model needs.
+        further_layers: whether layers past the last may be there, which predict further tokens; they are passed over.
     """
 
     @property
@@ -33,6 +34,8 @@ class Family(Protocol):
     def prefix(self) -> str: ...  # noqa: D102
     @property
     def ignored(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def further_layers(self) -> bool: ...  # noqa: D102
 
     def fields(self, values: Values) -> dict[str, Any]:
         """The fields of our config that a config.json comes to.

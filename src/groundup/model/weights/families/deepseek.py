@@ -26,6 +26,7 @@ class DeepSeekV2:
 
     model_type, architecture, prefix = "deepseek_v2", "DeepseekV2ForCausalLM", "model."
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
+    further_layers = False
     router, normalise = "softmax", False
 
     def fields(self, values: Values) -> dict[str, Any]:
@@ -154,7 +155,7 @@ class DeepSeekV3(DeepSeekV2):
     """DeepSeek-V3: sigmoid routing, evened by a bias on the choice. Its module for a further token is left aside."""
 
     model_type, architecture = "deepseek_v3", "DeepseekV3ForCausalLM"
-    router = "sigmoid"
+    router, further_layers = "sigmoid", True
 
     def fields(self, values: Values) -> dict[str, Any]:
         """See :class:`Family`."""

@@ -35,6 +35,7 @@ class Gemma2:
 
     model_type, architecture, prefix = "gemma2", "Gemma2ForCausalLM", "model."
     ignored = (r".*\.rotary_emb\.inv_freq", r"lm_head\.weight")
+    further_layers = False
     every = 2  # one layer of so many sees everything
     caps: tuple[float | None, float | None] = (50.0, 30.0)
 

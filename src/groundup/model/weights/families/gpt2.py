@@ -20,6 +20,7 @@ class GPT2:
 
     model_type, architecture, prefix = "gpt2", "GPT2LMHeadModel", "transformer."
     ignored = (r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias", r"lm_head\.weight")
+    further_layers = False
 
     def fields(self, values: Values) -> dict[str, Any]:
         """See :class:`Family`."""
@@ -90,6 +91,7 @@ class GPTNeoX:
 
     model_type, architecture, prefix = "gpt_neox", "GPTNeoXForCausalLM", "gpt_neox."
     ignored = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
+    further_layers = False
 
     def fields(self, values: Values) -> dict[str, Any]:
         """See :class:`Family`."""

@@ -26,6 +26,7 @@ class GptOss:
 
     model_type, architecture, prefix = "gpt_oss", "GptOssForCausalLM", "model."
     ignored = (r".*\.rotary_emb\.inv_freq",)
+    further_layers = False
 
     def fields(self, values: Values) -> dict[str, Any]:
         """See :class:`Family`."""

@@ -31,6 +31,7 @@ class Llama:
 
     model_type, architecture, prefix = "llama", "LlamaForCausalLM", "model."
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq", r"lm_head\.weight")
+    further_layers = False
     norm_eps, theta, partial = 1e-6, 10_000.0, False
     norms = (("attention_norm", "input_layernorm"), ("feed_forward_norm", "post_attention_layernorm"))
 
