@@ -154,9 +154,17 @@ def _sdpa(
         T, S = q_BHTD.shape[-2], k_BHSD.shape[-2]
         seen = torch.ones(T, S, dtype=torch.bool, device=bias.device).tril_(S - T) if mask is None else mask
         mask, causal = bias.to(q_BHTD.dtype).masked_fill(~seen, float("-inf")), False
-    return F.scaled_dot_product_attention(
+    width, other = v_BHSD.shape[-1], q_BHTD.shape[-1]
+    if width != other and q_BHTD.device.type == "cpu":
+        # PyTorch's fused kernel for CPUs wants one width, else it writes out all scores: zeros make it so.
+        if width < other:
+            v_BHSD = F.pad(v_BHSD, (0, other - width))
+        else:
+            q_BHTD, k_BHSD = F.pad(q_BHTD, (0, width - other)), F.pad(k_BHSD, (0, width - other))
+    mixed_BHTD = F.scaled_dot_product_attention(
         q_BHTD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=causal, dropout_p=scores.dropout, scale=scores.scale
     )
+    return mixed_BHTD[..., :width]
 
 
 def _sdpa_with_sinks(

@@ -143,6 +143,8 @@ def _kept_by_attention(config: ModelConfig, layer: int, context: int, a: int, *,
     E, H, latent = config.n_embd, config.n_head, config.latent
     q_width, v_width, kv_width = H * config.head_width, H * config.value_width, config.kv_heads * config.head_width
     written_out = _written_out(config, cpu=cpu)
+    # What the fused kernel for CPUs reads and makes has one width, and one dimension more for sinks (backends.py).
+    padded = cpu and not written_out and (config.value_width != config.head_width or config.attention_sinks)
     if latent.kv_rank:
         kept = _read(E, 2, a) + a * (latent.q_rank + latent.kv_rank + latent.rope_dim)
         kept += _kept_by_norm(config, latent.q_rank + latent.kv_rank, a, cpu=cpu)
@@ -151,6 +153,9 @@ def _kept_by_attention(config: ModelConfig, layer: int, context: int, a: int, *,
         kept = _read(E, 3, a)
         kept += _kept_by_norm(config, q_width + kv_width, a, cpu=cpu) if config.qk_norm else 0
         made = v_width
+    if padded:
+        q_width = made = max(q_width, v_width) + (H if config.attention_sinks else 0)
+        kept += a * q_width  # the result before it is cut
     window = config.window(layer)
     # A window is computed in blocks that read two windows of keys each (backends.py).
     twice = 2 if window is not None and context > window and config.positions != "alibi" else 1
@@ -167,8 +172,7 @@ def _written_out(config: ModelConfig, *, cpu: bool) -> str:
     """Who writes out the scores of queries and keys: this package, PyTorch for want of a fused kernel, or nobody."""
     if config.attention_softcap is not None:
         return "explicit"
-    unequal = config.value_width != config.head_width or config.attention_sinks
-    return "sdpa" if cpu and (unequal or config.dropout) else ""
+    return "sdpa" if cpu and config.dropout else ""
 
 
 def _kept_by_feed_forward(config: ModelConfig, width: int, a: int) -> int:
