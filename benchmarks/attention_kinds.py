@@ -90,9 +90,11 @@ def needed_bytes(kind: str, contender: str, length: int, phase: str, device: str
     on_cpu = not device.startswith("cuda")
     if way == "flex" and on_cpu and length > PLAIN_FLEX:
         return float("inf")
-    # The fused kernels take no soft cap, and on a CPU no values of another width than keys; ALiBi is a mask of scores.
+    # The fused kernels take no soft cap; ALiBi is a mask of scores. On a CPU PyTorch's wants values as wide as keys,
+    # which transformers does not see to.
     written_out = way in ("explicit", "eager") or (way == "flex" and on_cpu) or kind in ("soft cap", "ALiBi")
-    if not written_out and not (kind.startswith("MLA") and on_cpu):
+    written_out = written_out or (package == "transformers" and kind.startswith("MLA") and on_cpu)
+    if not written_out:
         return 0.0
     keys = length
     if kind.startswith("window") and package == "groundup" and way != "flex":

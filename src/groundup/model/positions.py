@@ -38,7 +38,7 @@ class Rotary(nn.Module):
         """Angle per position of each pair of dimensions, for a text of ``length`` positions; float32, R/2."""
         scaling, original = self.scaling, self.original_length
         theta = self.theta
-        if scaling.kind == "dynamic":
+        if scaling.kind == "dynamic" and self.dim > 2:  # a lone pair turns by 1 per position whatever theta is
             grown = scaling.factor * max(length, original) / original - (scaling.factor - 1)
             theta = theta * grown ** (self.dim / (self.dim - 2))
         exponents_R2 = torch.arange(0, self.dim, 2, dtype=torch.float32, device=device) / self.dim
