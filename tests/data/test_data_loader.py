@@ -1,14 +1,30 @@
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from groundup.data import TokenLoader, TokenSet
+from groundup.data import (
+    IGNORED,
+    FillInTheMiddle,
+    LoaderRecipe,
+    MixedLoader,
+    Mixture,
+    PackedLoader,
+    TokenLoader,
+    TokenSet,
+    Weights,
+    make_loader,
+)
 from groundup.runtime import GroundupError
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -53,7 +69,8 @@ def test_targets_are_the_inputs_moved_on_by_one(
     if n <= context:
         return
     loader = TokenLoader(count_up(n), context, batch, seed=1)
-    inputs, targets = loader.batch(index)
+    inputs, targets, documents = loader.batch(index)
+    assert documents is None
     assert inputs.shape == targets.shape == (batch, context)
     assert inputs.dtype == targets.dtype == np.int64
     assert inputs.flags.c_contiguous
@@ -98,7 +115,7 @@ def test_batches_beyond_one_block_of_computed_starts(count_up: Callable[..., Tok
 
 def test_a_corpus_smaller_than_a_batch_repeats(count_up: Callable[..., TokenSet]) -> None:
     loader = TokenLoader(count_up(11), 8, 16, seed=0)
-    inputs, _ = loader.batch(0)
+    inputs = loader.batch(0).inputs
     assert inputs.shape == (16, 8)
     assert loader.n_windows == 1
     assert loader.batches_per_epoch == 1
@@ -124,13 +141,165 @@ def test_misuse_by_a_programmer(count_up: Callable[..., TokenSet]) -> None:
         TokenLoader(count_up(11), 4, 1, seed=0).batch(-1)
 
 
-def test_deals_over_twenty_million_tokens_a_second(make_tokens: Callable[..., TokenSet]) -> None:
+@given(
+    lengths=st.lists(st.integers(0, 19), min_size=1, max_size=17), context=st.integers(1, 23), index=st.integers(0, 99)
+)
+@settings(few, max_examples=25)
+def test_documents_are_numbered_from_the_end_of_text_id_that_opens_them(
+    make_tokens: Callable[..., TokenSet], lengths: list[int], context: int, index: int
+) -> None:
+    tokens = make_tokens([[7] * length for length in lengths], shard_tokens=13)
+    if tokens.n_tokens <= context:
+        return
+    inputs, targets, documents = TokenLoader(tokens, context, 5, seed=2, documents=True).batch(index)
+    assert np.array_equal(inputs, TokenLoader(tokens, context, 5, seed=2).batch(index).inputs)
+    assert documents.dtype == np.int64
+    for row in range(5):
+        number = 0
+        for place in range(context):
+            number += inputs[row, place] == 1008  # an end-of-text id sees nothing of the document before it …
+            assert documents[row, place] == number
+    assert (targets != -100).all()  # … and predicts the first token of the one behind it
+
+
+def test_the_model_keeps_attention_inside_these_documents(make_tokens: Callable[..., TokenSet]) -> None:
+    torch = pytest.importorskip("torch")
+    from groundup.model import ModelConfig, Transformer
+    from groundup.model.heads import IGNORED as IGNORED_BY_THE_MODEL
+
+    assert IGNORED == IGNORED_BY_THE_MODEL
+    tokens = make_tokens([[3, 5, 7, 11], [13, 17], [19] * 6])
+    inputs, _, documents = TokenLoader(tokens, 11, 1, seed=0, documents=True).batch(0)
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=1009, context_length=11, n_layer=2, n_head=2, n_embd=12)).eval()
+    ids_BT = torch.from_numpy(inputs)
+    logits_BTV = model(ids_BT, documents_BT=torch.from_numpy(documents))
+    for number in range(int(documents.max()) + 1):
+        own = np.flatnonzero(documents[0] == number)
+        if len(own):
+            alone_BTV = model(ids_BT[:, own[0] : own[-1] + 1])
+            torch.testing.assert_close(logits_BTV[:, own[0] : own[-1] + 1], alone_BTV, rtol=1e-4, atol=1e-5)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 30), min_size=1, max_size=17), context=st.integers(1, 23), seed=st.integers(0, 9)
+)
+@settings(few, max_examples=25)
+def test_the_report_counts_the_documents_that_windows_cut(
+    make_tokens: Callable[..., TokenSet], lengths: list[int], context: int, seed: int
+) -> None:
+    tokens = make_tokens([[7] * length for length in lengths])
+    if tokens.n_tokens <= context:
+        return
+    loader = TokenLoader(tokens, context, tokens.n_tokens // context, seed)
+    starts = loader.starts(0)
+    borders = {*starts.tolist(), *((starts + context) % tokens.n_tokens).tolist()}
+    cut, first = 0, 0
+    for length in lengths:
+        cut += any(place in borders for place in range(first + 1, first + length + 1))
+        first += length + 1
+    assert loader.report()["documents_cut"] == cut
+    assert loader.report()["documents"] == len(lengths)
+
+
+def test_a_flipped_byte_is_found_where_it_is_read(make_tokens: Callable[..., TokenSet]) -> None:
+    tokens = make_tokens([list(range(500))], shard_tokens=97)
+    path = tokens.folder / "tokens-00002.bin"
+    raw = bytearray(path.read_bytes())
+    raw[2 * 31 + 1] |= 0x80  # the 32nd token of this shard: 225 becomes 225 + 2^15
+    path.write_bytes(raw)
+    loader = TokenLoader(TokenSet.open(tokens.folder), 7, 71, seed=0)
+    with pytest.raises(GroundupError, match=r"tokens-00002\.bin: damaged, its token 31 is 32,993 .* ends at 1,008"):
+        loader.batch(0)
+    with pytest.raises(GroundupError, match=r"tokens-00002\.bin: damaged, its SHA-256"):
+        loader.tokens.verify()
+
+
+def test_a_shard_that_vanishes_is_read_on(make_tokens: Callable[..., TokenSet]) -> None:
+    tokens = make_tokens([list(range(500))], shard_tokens=97)
+    loader = TokenLoader(tokens, 7, 71, seed=0)
+    before = loader.batch(0).inputs
+    for path in tokens.folder.glob("tokens-*"):
+        path.unlink()
+    tokens.release()
+    assert np.array_equal(loader.batch(0).inputs, before)
+    with pytest.raises(GroundupError, match=r"tokens-00000\.idx"):
+        tokens.document_starts()
+
+
+def test_the_order_never_changes(make_tokens: Callable[..., TokenSet]) -> None:
+    """A run goes on after an update of this package: batches of a seed and an index stay what they are."""
+    tokens = make_tokens([list(range(n * 7 % 41 + 1)) for n in range(60)], shard_tokens=97)
+    fill = FillInTheMiddle(1001, 1002, 1003, rate=0.5, spm_rate=0.5, seed=9)
+    windows = TokenLoader(tokens, 31, 5, 9)
+    mixture = Mixture([Weights(0, [2, 1]), Weights(61, [1, 3])])
+    loaders = {
+        "3c197c7f581a0eb3": windows,
+        "c7d0fdc3142ef7ae": TokenLoader(tokens, 31, 5, 9, documents=True),
+        "20ffa3f38dc4f019": TokenLoader(tokens, 31, 5, 9, fill=fill),
+        "884e689b445ba012": PackedLoader(tokens, 31, 5, 9),
+        "952a037c13c9b703": PackedLoader(tokens, 31, 5, 9, fill),
+        "7ce22d12f91bdcc3": MixedLoader({"a": windows, "b": TokenLoader(tokens, 31, 5, 10)}, mixture, 5, 9),
+    }
+    for expected, loader in loaders.items():
+        raw = b"".join(part.astype("<i8").tobytes() for part in loader.batch(29) if part is not None)
+        assert hashlib.sha256(raw).hexdigest()[:16] == expected, type(loader).__name__
+
+
+@pytest.mark.parametrize("packing", ["none", "best_fit"])
+def test_one_core_deals_over_fifty_million_tokens_a_second(make_tokens: Callable[..., TokenSet], packing: str) -> None:
     tokens = make_tokens([list(range(1000))] * 1000, shard_tokens=300_000)
-    loader = TokenLoader(tokens, 256, 16, seed=0)
+    recipe = LoaderRecipe(packing=packing)  # type: ignore[arg-type]
+    loader = make_loader(tokens, recipe, 1024, 16, seed=0)
     best = 0.0
-    for attempt in range(5):  # the machine is shared: its best moment counts
-        started = time.perf_counter()
-        for index in range(attempt * 500, (attempt + 1) * 500):
+    for attempt in range(5):  # processor time, and the best attempt: the machine is shared
+        started = time.process_time()
+        for index in range(attempt * 60, (attempt + 1) * 60):
             loader.batch(index)
-        best = max(best, 500 * 256 * 16 / (time.perf_counter() - started))
-    assert best > 20e6
+        best = max(best, 60 * 1024 * 16 / (time.process_time() - started))
+    assert best > 50e6
+
+
+@pytest.mark.slow
+def test_shuffling_a_billion_tokens_takes_little_memory(tmp_path: Path) -> None:
+    script = """
+import json, sys
+from pathlib import Path
+from groundup.data import (
+    IGNORED,
+    FillInTheMiddle,
+    LoaderRecipe,
+    MixedLoader,
+    Mixture,
+    PackedLoader,
+    TokenLoader,
+    TokenSet,
+    Weights,
+    make_loader,
+)
+folder, shards, each = Path(sys.argv[1]), 10, 100_000_000
+entries = []
+for number in range(shards):  # files without a single block on the disk, that read as zeros
+    name = f"tokens-{number:05d}"
+    with open(folder / f"{name}.bin", "wb") as file:
+        file.truncate(2 * each)
+    (folder / f"{name}.idx").write_bytes(bytes(8))
+    entries.append({"file": f"{name}.bin", "index": f"{name}.idx", "tokens": each, "documents": 1})
+manifest = {"format": "groundup token shards", "version": 1, "tokenizer": "f", "vocab_size": 1009,
+            "end_of_text_id": 1008, "dtype": "uint16", "n_tokens": shards * each, "n_documents": shards,
+            "n_bytes": 1, "shards": entries}
+(folder / "manifest.json").write_text(json.dumps(manifest))
+loader = TokenLoader(TokenSet.open(folder), 1021, 32, seed=0)
+for index in range(0, 30_000, 7):  # 140 million tokens from everywhere
+    loader.batch(index)
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM"):
+        print(line.split()[1])
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) * 1024 < 200e6

@@ -79,7 +79,7 @@ def test_the_tokens_are_the_texts(corpus_folder: Path, tmp_path: Path) -> None:
         assert tokens.document_starts().tolist() == [0, *(ends[:-1] + 1).tolist()]
         assert tokens.fingerprint == made.tokenizer.fingerprint
     assert not set(made.texts("train")) & set(made.texts("val"))
-    inputs, targets = TokenLoader(made.train, 31, 5, seed=0).batch(3)
+    inputs, targets, _ = TokenLoader(made.train, 31, 5, seed=0).batch(3)
     assert int(max(inputs.max(), targets.max())) < made.tokenizer.vocab_size
     with pytest.raises(ValueError, match="part 'test'"):
         made.texts("test")
@@ -118,7 +118,7 @@ def test_the_same_again_is_used_as_it_is(
 @pytest.mark.parametrize(
     "change",
     [
-        {"seed": 1},
+        {"corpus": CorpusRecipe(split_seed=1)},
         {"vocab_size": 300},
         {"pattern": "gpt2"},
         {"limit": 50},
@@ -290,7 +290,7 @@ def test_a_folder_of_other_things_is_never_replaced(corpus_folder: Path, tmp_pat
     prepare(str(corpus_folder), tmp_path / "out")
     (tmp_path / "out" / "my-notes.txt").write_text("precious")
     with pytest.raises(GroundupError, match=r"holds other things \(my-notes.txt\)"):
-        prepare(str(corpus_folder), tmp_path / "out", seed=1)
+        prepare(str(corpus_folder), tmp_path / "out", vocab_size=300)
     (tmp_path / "file").write_text("x")
     with pytest.raises(GroundupError, match="cannot be used as a folder"):
         prepare(str(corpus_folder), tmp_path / "file")
@@ -304,7 +304,7 @@ def test_an_empty_folder_is_fine(corpus_folder: Path, tmp_path: Path) -> None:
 def test_the_corpus_may_lie_inside_the_text(corpus_folder: Path) -> None:
     first = prepare(str(corpus_folder), corpus_folder / "data").stats
     assert prepare(str(corpus_folder), corpus_folder / "data").stats == first
-    again = prepare(str(corpus_folder), corpus_folder / "data", seed=1).stats
+    again = prepare(str(corpus_folder), corpus_folder / "data", vocab_size=300).stats
     assert again["documents"]["collected"] == first["documents"]["collected"]
 
 

@@ -145,3 +145,22 @@ def test_a_damaged_manifest(make_tokens: Callable[..., TokenSet], change: Callab
 def test_no_shards_at_all(tmp_path: Path) -> None:
     with pytest.raises(GroundupError, match=r"manifest\.json: no such file"):
         TokenSet.open(tmp_path)
+
+
+@pytest.mark.parametrize("starts", [[0, 10], [5, 3], [-1, 4], [0, 0]])
+def test_an_index_out_of_order_is_named(make_tokens: Callable[..., TokenSet], starts: list[int]) -> None:
+    tokens = make_tokens([[1] * 9, [2] * 4, [3] * 4], shard_tokens=10)
+    np.array(starts, "<i8").tofile(tokens.folder / "tokens-00001.idx")
+    with pytest.raises(GroundupError, match=r"tokens-00001\.idx: damaged, documents do not start in order"):
+        tokens.document_starts()
+
+
+def test_rows_of_several_lengths_are_filled_at_once(make_tokens: Callable[..., TokenSet]) -> None:
+    tokens = make_tokens([list(range(100, 150)), [2] * 4], shard_tokens=23)
+    whole = np.zeros((2, 40), np.int64)
+    views = [whole[0, :7], whole[0, 7:30], whole[1, :0], whole[1, 3:9]]
+    tokens.fill(views, np.array([11, 20, 5, 53]), within=whole)
+    ring = np.array([*range(100, 150), END, 2, 2, 2, 2, END])
+    for view, start in zip(views, (11, 20, 5, 53), strict=True):
+        assert np.array_equal(view, ring[(start + np.arange(len(view))) % len(ring)])
+    assert not whole[1, 9:].any()

@@ -77,3 +77,10 @@ def _hash(values: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint
     values = (values ^ key) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(29))
+
+
+def fractions(values: npt.ArrayLike, key: int) -> npt.NDArray[np.float64]:
+    """A number from 0 to below 1 for each of ``values`` (integers), as if drawn at random under ``key``."""
+    keys = np.asarray(values).astype(np.uint64)
+    mixed = _hash(_hash(keys, np.uint64(key)), np.uint64(mix64(key)))
+    return np.asarray((mixed >> np.uint64(11)) * 2.0**-53)

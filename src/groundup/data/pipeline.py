@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from groundup.data.clean import clean
 from groundup.data.dedup import ExactDuplicates
 from groundup.data.document import Document, Dropped, Source, count_reasons, printable, utf8_length
+from groundup.data.places import is_remote
 from groundup.data.prepared import (
     DROPPED,
     FORMAT,
@@ -24,13 +25,15 @@ from groundup.data.prepared import (
     write_documents,
 )
 from groundup.data.recipe import CorpusRecipe
-from groundup.data.shards import ShardWriter
-from groundup.data.sources import open_source
+from groundup.data.remote import NotPreparedError, open_remote
+from groundup.data.shards import MANIFEST, ShardWriter
+from groundup.data.sources import NAMED_SOURCES, open_source
 from groundup.data.split import Split, split
 from groundup.data.stdlib_source import TABLE
 from groundup.runtime import GroundupError, UsageError, atomic_folder, progress, say, warn, write_json
 from groundup.runtime.files import remove_leftovers
-from groundup.tokenizer import Tokenizer
+from groundup.runtime.hub import UnreachableError
+from groundup.tokenizer import END_OF_TEXT, Tokenizer
 
 MIN_TEXT_BYTES = 2_000
 SMALL_TEXT_BYTES = 100_000
@@ -57,31 +60,37 @@ def prepare(
     vocab_size: int | None = None,
     max_vocab_size: int = 32_768,
     pattern: str = "gpt4",
+    algorithm: str = "bpe",
     tokenizer: Tokenizer | None = None,
     corpus: CorpusRecipe | None = None,
     data_dir: Path | None = None,
     limit: int | None = None,
-    seed: int = 0,
+    special_tokens: Sequence[str] = (),
 ) -> PreparedData:
     """Turn text into a corpus for training, in a folder that is whole or absent.
 
     What lies at ``out`` already is used as it is if it was made from the same inputs, and replaced if it was
-    made from others.
+    made from others. Where ``data`` is a corpus that was prepared before, here or elsewhere, that is opened where it
+    lies, and ``out`` is not touched: how its text was cut, cleaned and held out is settled.
 
     Args:
-        data: what to read; see :func:`groundup.data.open_source`.
+        data: what to read: text, see :func:`groundup.data.open_source`; or a prepared corpus: a folder,
+            ``hf:owner/name[/folder]``, or an address such as ``s3://bucket/folder`` (see remote.py).
         out: the folder to make.
         vocab_size: of the tokenizer to train; by default what :func:`suggest_vocab_size` gives for the
             training part.
         max_vocab_size: most tokens where ``vocab_size`` is not given; a small model has no use for many.
         pattern: how the tokenizer cuts text before merging.
+        algorithm: bpe; or bytes, characters or words, of which ``vocab_size`` then is a bound where it is given.
         tokenizer: use this one and train none.
         corpus: what to keep, drop and hold out.
         data_dir: where downloads are kept.
         limit: read at most so many documents.
-        seed: of the choice of what is held out.
+        special_tokens: names that a tokenizer trained here gets besides the end of text, such as the sentinels of
+            fill-in-the-middle.
 
     Raises:
+        UsageError: ``data`` is a prepared corpus, and another vocabulary, or a part of it, is asked for.
         GroundupError: the text cannot be read or is too little, or ``out`` cannot be written or holds
             something else.
     """
@@ -91,7 +100,11 @@ def prepare(
         raise UsageError(
             f"vocab_size = {vocab_size}, but the given tokenizer has {tokenizer.vocab_size:,} tokens. Leave one out."
         )
-    _check_place(out)
+    if (given := _open_given(data, out, data_dir / "remote" if data_dir else None)) is not None:
+        _check_wishes(given, data, vocab_size, tokenizer, limit)
+        say(f"{data}: a prepared corpus, used as it is.")
+        return given
+    check_place(out)
     remove_leftovers(out.parent, out.name)
     source = open_source(data, data_dir, limit)
     inputs = {
@@ -101,19 +114,21 @@ def prepare(
         "corpus": asdict(corpus),
         "vocab_size": vocab_size or f"by size, at most {max_vocab_size}",
         "pattern": pattern,
+        "algorithm": algorithm,
         "tokenizer": tokenizer.fingerprint if tokenizer is not None else None,
-        "seed": seed,
+        **({"special_tokens": list(special_tokens)} if special_tokens else {}),
     }
     inputs = json.loads(json.dumps(inputs))  # as it will be read back
     if (ready := _already_made(out, inputs)) is not None:
         say(f"{out}: this corpus is there already, made from the same text and settings.")
         return ready
     with atomic_folder(out) as folder:
-        build = _Build(folder, source, corpus, seed, inputs)
+        build = _Build(folder, source, corpus, inputs)
         documents = build.clean(build.collect())
         parts = build.split(documents)
         size = vocab_size or suggest_vocab_size(build.counts["bytes"]["train"], max_vocab_size)
-        chosen = tokenizer or build.train_tokenizer(parts, size, pattern)
+        wanted = size if algorithm == "bpe" else vocab_size
+        chosen = tokenizer or build.train_tokenizer(parts, wanted, pattern, algorithm, special_tokens)
         build.write(parts, chosen)
     return PreparedData.open(out)
 
@@ -125,7 +140,6 @@ class _Build:
     folder: Path
     source: Source
     corpus: CorpusRecipe
-    seed: int
     inputs: dict[str, Any]
     dropped: list[Dropped] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -172,15 +186,20 @@ class _Build:
     def split(self, documents: list[Document]) -> Split:
         """Hold out the validation part."""
         with self._stage("clean"):
-            parts = split(documents, self.corpus.val_fraction, self.corpus.max_val_bytes, self.seed)
+            parts = split(documents, self.corpus.val_fraction, self.corpus.max_val_bytes, self.corpus.split_seed)
         self._count("train", parts.train)
         self._count("val", parts.val)
         return parts
 
-    def train_tokenizer(self, parts: Split, vocab_size: int, pattern: str) -> Tokenizer:
+    def train_tokenizer(
+        self, parts: Split, vocab_size: int | None, pattern: str, algorithm: str, special_tokens: Sequence[str]
+    ) -> Tokenizer:
         """Train a tokenizer on the training part alone."""
         with self._stage("tokenizer"):
-            return Tokenizer.train((document.text for document in parts.train), vocab_size=vocab_size, pattern=pattern)
+            texts = (document.text for document in parts.train)
+            return Tokenizer.train(
+                texts, vocab_size, pattern, special_tokens=(*special_tokens, END_OF_TEXT), algorithm=algorithm
+            )
 
     def write(self, parts: Split, tokenizer: Tokenizer) -> None:
         """Write tokens, texts, tokenizer, what was dropped, and the stats."""
@@ -278,7 +297,7 @@ def _batches(documents: list[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _check_place(out: Path) -> None:
+def check_place(out: Path) -> None:
     """Refuse to replace a folder that is not ours.
 
     Raises:
@@ -302,12 +321,65 @@ def _check_place(out: Path) -> None:
         )
 
 
+def _open_given(data: str, out: Path, cache: Path | None) -> PreparedData | None:
+    """The corpus that ``data`` names, where that is prepared already; None where it is text."""
+    if is_remote(data):
+        from_hub = data.startswith("hf:")
+        if from_hub and (out / STATS).is_file():  # so it was text when ``out`` was made of it: nobody need be asked
+            return None
+        try:
+            return open_remote(data, cache)
+        except (NotPreparedError, UnreachableError):
+            if not from_hub:
+                raise
+            return None
+    folder = Path(data).expanduser()
+    if data in NAMED_SOURCES or not all((folder / name).is_file() for name in (STATS, f"{PARTS[0]}/{MANIFEST}")):
+        return None
+    return PreparedData.open(folder)
+
+
+def _check_wishes(
+    given: PreparedData, data: str, vocab_size: int | None, tokenizer: Tokenizer | None, limit: int | None
+) -> None:
+    """Refuse what a corpus that is already prepared cannot follow.
+
+    Raises:
+        UsageError: it has another tokenizer or vocabulary, or only a part of it is wanted.
+    """
+    size = given.tokenizer.vocab_size
+    if tokenizer is not None and tokenizer.fingerprint != given.tokenizer.fingerprint:
+        raise UsageError(
+            f"{data}: prepared with another tokenizer than the given one. Leave that out, or give the text itself."
+        )
+    if vocab_size not in (None, size):
+        raise UsageError(
+            f"{data}: prepared with {size:,} tokens, not with vocab_size = {vocab_size}. Leave that out, or give the "
+            "text itself."
+        )
+    if limit is not None:
+        raise UsageError(f"{data}: a prepared corpus is taken as a whole. Leave limit = {limit} out.")
+
+
+def _same_inputs(made: dict[str, Any], inputs: dict[str, Any]) -> bool:
+    """Whether a corpus was made from these inputs, or by a groundup that told fewer of them apart.
+
+    What is held out used to hang on the seed. A corpus from that time stays good where nobody asks for another choice:
+    a run that trained on it must find the same text again.
+    """
+    made = {"algorithm": "bpe", **made}
+    asked = inputs["corpus"]["split_seed"]
+    if "seed" in made and asked in (made.pop("seed"), CorpusRecipe.split_seed):
+        made["corpus"] = {"split_seed": asked, **made["corpus"]}
+    return made == inputs
+
+
 def _already_made(out: Path, inputs: dict[str, Any]) -> PreparedData | None:
     """The corpus at ``out`` if it was made from these inputs and is whole."""
     if not (out / STATS).is_file():
         return None
     try:
-        if read_stats(out)["inputs"] != inputs:
+        if not _same_inputs(read_stats(out)["inputs"], inputs):
             return None
         return PreparedData.open(out)
     except (GroundupError, KeyError) as error:

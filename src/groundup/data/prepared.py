@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from groundup.data.document import Document
-from groundup.data.shards import TokenSet
+from groundup.data.shards import MANIFEST, TokenSet
 from groundup.runtime import GroundupError, os_errors, read_json
 from groundup.tokenizer import Tokenizer
 
@@ -21,6 +23,7 @@ PARTS = ("train", "val")
 STATS = "stats.json"
 DOCUMENTS = "documents.jsonl.gz"
 DROPPED = "dropped.jsonl"
+DECODED = "decoded from the tokens"  # under "texts" in stats.json
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class PreparedData:
         val: the tokens held out.
         stats: documents and bytes at each stage, what was dropped, seconds, bytes per token, the way of the
             split.
+        find: gives the path of a file of the corpus that need not be in the folder yet, for one that lies elsewhere.
     """
 
     folder: Path
@@ -41,6 +45,7 @@ class PreparedData:
     train: TokenSet
     val: TokenSet
     stats: dict[str, Any]
+    find: Callable[[str], Path] | None = None
 
     @classmethod
     def open(cls, folder: Path, verify: bool = False) -> PreparedData:
@@ -59,6 +64,19 @@ class PreparedData:
         train, val = (TokenSet.open(folder / part, verify, tokenizer) for part in PARTS)
         return cls(folder, tokenizer, train, val, stats)
 
+    def digest(self) -> str:
+        """A SHA-256 of both manifests, and so of every token: what a run notes to know its corpus again.
+
+        Raises:
+            GroundupError: a manifest cannot be read.
+        """
+        found = sha256()
+        for part in PARTS:
+            path = self.folder / part / MANIFEST
+            with os_errors(path, "cannot read"):
+                found.update(sha256(path.read_bytes()).digest())
+        return found.hexdigest()
+
     def texts(self, part: str) -> Iterator[str]:
         """The texts of ``"train"`` or ``"val"``, document by document, in the order of the tokens."""
         return (document.text for document in self.documents(part))
@@ -66,12 +84,24 @@ class PreparedData:
     def documents(self, part: str) -> Iterator[Document]:
         """The documents of ``"train"`` or ``"val"``, in the order of the tokens.
 
+        A corpus imported as tokens has no texts of its own: its tokens are decoded.
+
         Raises:
             GroundupError: the file of documents is missing or damaged.
         """
         if part not in PARTS:
             raise ValueError(f"part {part!r}: there are {' and '.join(PARTS)}")
-        return read_documents(self.folder / part / DOCUMENTS)
+        if self.stats.get("texts") == DECODED:
+            return self._decoded(part)
+        name = f"{part}/{DOCUMENTS}"
+        return read_documents(self.find(name) if self.find else self.folder / name)
+
+    def _decoded(self, part: str) -> Iterator[Document]:
+        tokens = self.train if part == "train" else self.val
+        starts = [*tokens.document_starts().tolist(), tokens.n_tokens]
+        for number, (start, end) in enumerate(pairwise(starts)):
+            ids = tokens.read(start, end - start - 1)  # without the end-of-text id
+            yield Document(self.tokenizer.decode(ids), f"{part}#{number + 1}")
 
     def text_bytes(self, part: str) -> bytes:
         """The text of ``"train"`` or ``"val"`` as UTF-8, nothing between documents: ``n_bytes`` bytes."""

@@ -18,6 +18,8 @@ class CorpusRecipe:
         dedup: whether exact duplicates (but for spacing) are dropped.
         max_bytes: read at most so many bytes of text; none reads everything.
         shard_tokens: most tokens in one file of token shards.
+        split_seed: decides which documents are held out, whatever the seed of the run: runs of other seeds are
+            measured on the same text.
     """
 
     val_fraction: float = 0.05
@@ -26,6 +28,7 @@ class CorpusRecipe:
     dedup: bool = True
     max_bytes: int | None = None
     shard_tokens: int = 100_000_000
+    split_seed: int = 1337
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction <= 0.5:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import mmap
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +29,11 @@ VERSION = 1
 MANIFEST = "manifest.json"
 _MEND = "Prepare the data again: delete this folder, then run the same command."
 
+_RELEASE_BYTES = 64 << 20  # mapped memory that may pile up before it is handed back
+_FAULT_BYTES = 64 << 10  # what one page fault may map: the kernel maps neighbouring pages that are in memory, too
+
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
+IdArray = npt.NDArray[np.integer[Any]]
 
 
 class ShardWriter:
@@ -136,7 +142,7 @@ class TokenSet:
         fingerprint: of the tokenizer.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], shards: list[TokenArray]) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], shards: Sequence[TokenArray]) -> None:
         self.folder = folder
         self.n_tokens: int = manifest["n_tokens"]
         self.n_bytes: int = manifest["n_bytes"]
@@ -147,10 +153,9 @@ class TokenSet:
         self.fingerprint: str = manifest["tokenizer"]
         self._entries: list[dict[str, Any]] = manifest["shards"]
         self._shards = shards
-        self._starts = [
-            0,
-            *accumulate(len(shard) for shard in shards),
-        ]  # of each shard in the whole, and the end
+        self._starts = [0, *accumulate(entry["tokens"] for entry in self._entries)]  # of each shard, and the end
+        self._maps: Sequence[mmap.mmap] = ()
+        self._touched = 0  # bytes mapped since the last release, at most
 
     @classmethod
     def open(cls, folder: Path, verify: bool = False, tokenizer: Tokenizer | None = None) -> TokenSet:
@@ -173,7 +178,11 @@ class TokenSet:
                 f"({manifest['tokenizer'][:12]}…, not {tokenizer.fingerprint[:12]}…). "
                 "Prepare the data again with this tokenizer, or use the one that lies beside the data."
             )
-        tokens = cls(folder, manifest, [_map_shard(folder, entry, manifest["dtype"]) for entry in manifest["shards"]])
+        maps = [_map_shard(folder, entry, manifest["dtype"]) for entry in manifest["shards"]]
+        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        # A plain array on top of the map: indexing numpy.memmap itself is several times slower.
+        tokens = cls(folder, manifest, [np.frombuffer(mapped, dtype) for mapped in maps])
+        tokens._maps = maps
         if verify:
             tokens.verify()
         return tokens
@@ -194,16 +203,11 @@ class TokenSet:
 
         Raises:
             IndexError: some of them do not exist.
+            GroundupError: an id is none of the vocabulary's; its file is named.
         """
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"tokens {start} to {start + length} of {self.n_tokens}")
-        pieces = []
-        number = bisect.bisect_right(self._starts, start) - 1
-        while length:
-            inside = start - self._starts[number]
-            pieces.append(self._shards[number][inside : inside + length])
-            start, length, number = start + len(pieces[-1]), length - len(pieces[-1]), number + 1
-        return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
+        return self.windows(np.array([start]), length)[0] if length else np.empty(0, self.dtype)
 
     def windows(self, starts: npt.NDArray[np.int64], length: int) -> TokenArray:
         """Windows of equal length; where one reaches past the last token it goes on at the first.
@@ -214,31 +218,84 @@ class TokenSet:
 
         Returns:
             A copy [B, length] of ``dtype``.
+
+        Raises:
+            GroundupError: an id is none of the vocabulary's; its file is named.
         """
         result = np.empty((len(starts), length), self.dtype)
-        for row, start in enumerate(starts.tolist()):
+        self.fill(result, starts)
+        return result
+
+    def fill(self, rows: Iterable[IdArray], starts: npt.NDArray[np.int64], within: IdArray | None = None) -> None:
+        """Write windows into arrays, converted on the way to their type; as :meth:`windows` otherwise.
+
+        Args:
+            rows: arrays of one dimension, or one of two dimensions; each takes a window of its own length.
+            starts: int64, one per row.
+            within: the array that the rows are views of, where they are several: it is looked at once.
+        """
+        rows = rows if isinstance(rows, np.ndarray) else list(rows)
+        borders, shards = self._starts, self._shards
+        for row, start in zip(rows, starts.tolist(), strict=True):
+            number = bisect.bisect_right(borders, start) - 1
+            end = start + len(row)
+            if end <= borders[number + 1]:  # nearly always
+                before = borders[number]
+                row[:] = shards[number][start - before : end - before]
+            else:
+                self._fill_across(row, start)
+        whole = rows if within is None else within
+        assert isinstance(whole, np.ndarray), "several rows, and not what they are views of"
+        if whole.size and int(whole.max()) >= self.vocab_size:
+            self._refuse_id(rows, starts)
+        self._touched += len(starts) * _FAULT_BYTES + whole.size * self.dtype.itemsize
+        if self._touched > _RELEASE_BYTES:
+            self.release()
+
+    def _fill_across(self, row: IdArray, start: int) -> None:
+        """Fill one window that runs on into the next shard, or over the end to the beginning."""
+        filled = 0
+        while filled < len(row):
             number = bisect.bisect_right(self._starts, start) - 1
             inside = start - self._starts[number]
-            shard = self._shards[number]
-            if inside + length <= len(shard):  # nearly always
-                result[row] = shard[inside : inside + length]
-                continue
-            before_end = min(length, self.n_tokens - start)
-            result[row, :before_end] = self.read(start, before_end)
-            result[row, before_end:] = self.read(0, length - before_end)
-        return result
+            piece = self._shards[number][inside : inside + len(row) - filled]
+            row[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            start = (start + len(piece)) % self.n_tokens
+
+    def _refuse_id(self, rows: Iterable[IdArray], starts: npt.NDArray[np.int64]) -> NoReturn:
+        place, found = next(
+            (start + int(column), int(row[column]))
+            for row, start in zip(rows, starts.tolist(), strict=True)
+            for column in np.flatnonzero(row >= self.vocab_size)[:1]
+        )
+        number = bisect.bisect_right(self._starts, place % self.n_tokens) - 1
+        raise GroundupError(
+            f"{self.folder / self._entries[number]['file']}: damaged, its token "
+            f"{place % self.n_tokens - self._starts[number]:,} is {found:,} where the vocabulary ends at "
+            f"{self.vocab_size - 1:,}. {_MEND}"
+        )
+
+    def release(self) -> None:
+        """Hand back the memory that mapped tokens take; they stay in the system's cache while it has room."""
+        self._touched = 0
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def document_starts(self) -> npt.NDArray[np.int64]:
         """Where each document starts in the whole sequence: int64 [n_documents].
 
         Raises:
-            GroundupError: an index cannot be read.
+            GroundupError: an index cannot be read, or is damaged.
         """
         parts = []
         for start, entry in zip(self._starts, self._entries, strict=False):
             path = self.folder / entry["index"]
             with os_errors(path, "cannot read"):
-                parts.append(np.fromfile(path, "<i8").astype(np.int64) + start)
+                own = np.fromfile(path, "<i8").astype(np.int64)
+            if len(own) and (own[0] < 0 or own[-1] >= entry["tokens"] or (np.diff(own) < 1).any()):
+                raise GroundupError(f"{path}: damaged, documents do not start in order within the shard. {_MEND}")
+            parts.append(own + start)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
@@ -266,7 +323,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _map_shard(folder: Path, entry: dict[str, Any], dtype: str) -> TokenArray:
+def _map_shard(folder: Path, entry: dict[str, Any], dtype: str) -> mmap.mmap:
     """Map one shard's tokens after comparing the sizes of its files with the manifest."""
     width = np.dtype(dtype).itemsize
     for file, expected in (
@@ -279,6 +336,5 @@ def _map_shard(folder: Path, entry: dict[str, Any], dtype: str) -> TokenArray:
         if size != expected:
             raise GroundupError(f"{path}: {size:,} bytes, {expected:,} expected: it is damaged. {_MEND}")
     path = folder / entry["file"]
-    with os_errors(path, "cannot read"):
-        # The plain array on top of the map: indexing numpy.memmap itself is several times slower.
-        return np.asarray(np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r"))
+    with os_errors(path, "cannot read"), path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # good even when the file is deleted

@@ -113,6 +113,11 @@ def open_source(spec: str, data_dir: Path | None = None, limit: int | None = Non
             lambda: spec,
             limit,
         )
+    if "://" in spec:
+        raise UsageError(
+            f"{spec}: text is read from this disk or from hf:owner/name; from elsewhere only what groundup data "
+            "prepare wrote. Download it first."
+        )
     return _open_path(spec, limit)
 
 
