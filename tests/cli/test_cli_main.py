@@ -125,7 +125,7 @@ MISTAKES = [
     (["--verbose"], 2, "--verbose is not a command. See groundup --help."),
     (["zzz", "--help"], 2, "zzz is not a command."),
     (["tokenizer", "tran"], 2, "groundup tokenizer tran: no such command. Did you mean train?"),
-    (["data", "zzz"], 2, "groundup data zzz: no such command. Known: list, get, prepare, inspect."),
+    (["data", "zzz"], 2, "groundup data zzz: no such command. Known: list, get, prepare, inspect, export, import."),
     (["tokenizer", "train"], 2, "tokenizer train: the following arguments are required: data. See --help."),
     (["tokenizer", "encode"], 2, "tokenizer encode: the following arguments are required: tokenizer."),
     (["data", "prepare"], 2, "data prepare: the following arguments are required: data."),

@@ -7,8 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from groundup.report import MetricsWriter, add_samples
+from groundup.report import MetricsWriter, add_samples, read_metrics
 from groundup.runtime import write_json
+
+
+@pytest.fixture
+def measured_run(finished_run: Path) -> Path:
+    """The same run with everything that a newer version notes: utilisation, gradients, memory, hardware."""
+    old = read_metrics(finished_run / "metrics.jsonl")
+    (finished_run / "metrics.jsonl").unlink()
+    with MetricsWriter(finished_run / "metrics.jsonl") as metrics:
+        for row in old:
+            step, place = row["step"], {key: row[key] for key in ("step", "tokens", "seconds")}
+            if row["kind"] == "train":
+                row |= {"mfu": 0.31 + 0.02 * (step % 3), "grad_norm": 0.4 + 3 / step + 0.1 * (step % 7)}
+                row |= {"memory_bytes": 1_150_000_000 + 90_000_000 * (step > 60), "seconds_left": 30 - 0.25 * step}
+            metrics.write(row)
+            if step % 4 == 0 and row["kind"] == "train":
+                watched = {
+                    "cpu_percent": 91.0 + step % 5,
+                    "memory_bytes": 1_200_000_000,
+                    "gpu_percent": 40.0 + step / 4,
+                }
+                watched |= {"gpu_memory_bytes": 2_500_000_000, "watts": 60.0 + step % 9, "energy_joules": 16.0 * step}
+                watched |= {"co2_grams": 16.0 * step * 445 / 3.6e6, "watts_from": "cpu+gpu"}
+                metrics.write({"kind": "hardware", **place, **watched})
+    return finished_run
 
 
 @pytest.fixture

@@ -71,6 +71,31 @@ def test_the_page_tells_everything(finished_run: Path) -> None:
     assert "Not in this report" not in page.words
 
 
+def test_the_page_tells_what_it_cost(finished_run: Path) -> None:
+    words = read(finished_run).words
+    assert "What it cost" in words
+    for told in ("30 s", "in 120 steps", "16.4k tokens/s"):
+        assert told in words
+    assert "energy" not in words  # a run of an older version: nobody looked
+
+
+def test_a_run_that_was_watched_shows_its_machine(measured_run: Path) -> None:
+    page = read(measured_run)
+    assert page.tags.count("svg") == 10
+    titles = ("Model FLOPs utilisation", "Gradient norm", "Peak memory", "Processors", "Memory in use", "Power")
+    for told in (*titles, "1.24 GB", "33.0%", "1920 J", "0.237 g", "445 g/kWh"):
+        assert told in page.words
+    metrics = [json.loads(line) for line in (measured_run / "metrics.jsonl").read_text().splitlines()]
+    for row in metrics:
+        if row["kind"] == "hardware":
+            row |= dict.fromkeys(("gpu_percent", "watts", "energy_joules", "co2_grams", "watts_from"))
+    (measured_run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    page = read(measured_run)
+    assert page.tags.count("svg") == 9
+    assert "not measured" in page.words
+    assert "CO2" not in page.words
+
+
 def test_a_models_words_stay_words(finished_run: Path) -> None:
     page = read(finished_run)
     for dangerous in ("script", "b ", "i", "iframe", "img"):

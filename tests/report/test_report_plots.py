@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundup.report.plots import MAX_POINTS, draw_plots, smooth, spread
+from groundup.report.figure import MAX_POINTS, smooth, spread
+from groundup.report.plots import draw_plots
 from groundup.report.standing import standings
 
 
@@ -47,6 +48,21 @@ def test_four_curves_with_the_yardsticks_on_one() -> None:
     assert all("gzip" not in text for text in texts[1:])
     assert ["held-out text" in text for text in texts] == [True, True, False, False]
     assert all("training tokens" in text for text in texts)
+
+
+def test_axes_tell_units_that_people_read() -> None:
+    rows = [{"kind": "train", "tokens": n, "memory_bytes": 3 * 10**8 * n, "mfu": 0.1 * n} for n in (1, 2, 3)]
+    rows += [{"kind": "hardware", "seconds": 4000 * n, "cpu_percent": 90.0, "gpu_percent": 30 * n} for n in (1, 2, 3)]
+    rows += [{"kind": "hardware", "seconds": 40 * n, "watts": 45.0} for n in (1, 2, 3)]
+    texts = {plot.title: "".join(ElementTree.fromstring(plot.svg).itertext()) for plot in draw_plots(rows)}
+    assert list(texts) == ["Model FLOPs utilisation", "Peak memory", "Processors", "Power"]
+    assert "20%" in texts["Model FLOPs utilisation"]
+    assert "MB" in texts["Peak memory"]
+    assert "hours of training" in texts["Processors"]
+    assert "GPU" in texts["Processors"]
+    assert "80%" in texts["Processors"]
+    assert "40 W" in texts["Power"]
+    assert "seconds of training" in texts["Power"]
 
 
 def test_a_drawing_suits_its_page() -> None:

@@ -17,6 +17,7 @@ COMMANDS = {  # name: (module, one line); the order is the life of a model
     "generate": ("generate", "continue a prompt"),
     "chat": ("chat", "talk to a model in the terminal"),
     "report": ("report", "write a run's report.html again and show its numbers"),
+    "compare": ("compare", "runs side by side: loss, bits per byte, cost, recipes, curves"),
     "explain": ("explain", "parameters, FLOPs, memory and time before you spend anything"),
     "doctor": ("doctor", "does this machine have what it takes"),
 }

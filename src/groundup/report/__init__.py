@@ -2,32 +2,51 @@
 
 Read in this order: jsonl.py (files that grow by one line at a time and survive a crash), metrics.py and
 samples.py (the two that a run writes), run_folder.py (everything a report reads, each part optional),
-standing.py (the model beside its yardsticks, in words and rows), plots.py (the curves), html.py and
-templates/run.html.j2 (the page), terminal.py (the same table in a terminal).
+standing.py (the model beside its yardsticks, in words and rows), cost.py (what it cost), figure.py and plots.py (the
+curves), html.py and templates/run.html.j2 (the page), compare.py and compare_page.py (several runs side by side),
+terminal.py (the tables in a terminal). While a run goes on, tracking.py takes what it measures; tensorboard.py and
+hosted.py pass it on to those who are asked for.
 
-This room reads what a run left on the disk. It computes no model and no measure of its own, and what it
-writes needs no network, no script and no other file to be read.
+But for tracking, this room reads what a run left on the disk. It computes no model and no measure of its own, and its
+pages need no network, no script and no other file to be read.
 """
 
 from typing import TYPE_CHECKING
 
 from groundup.report.metrics import MetricsWriter, read_metrics, truncate_metrics
 from groundup.report.samples import add_samples, truncate_samples
+from groundup.report.tracking import TRACKERS, Tracker, check_trackers, open_trackers
 from groundup.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from groundup.report.compare import compare_runs
+    from groundup.report.compare_page import write_comparison
     from groundup.report.html import write_report
-    from groundup.report.terminal import console_table
+    from groundup.report.terminal import console_table, figures_of_runs
 
-_LAZY = {"write_report": "html", "console_table": "terminal"}  # jinja2 and rich are loaded when they are used
+# jinja2, matplotlib and rich are loaded when they are used.
+_LAZY = {
+    "compare_runs": "compare",
+    "console_table": "terminal",
+    "figures_of_runs": "terminal",
+    "write_comparison": "compare_page",
+    "write_report": "html",
+}
 
 __all__ = [
+    "TRACKERS",
     "MetricsWriter",
+    "Tracker",
     "add_samples",
+    "check_trackers",
+    "compare_runs",
     "console_table",
+    "figures_of_runs",
+    "open_trackers",
     "read_metrics",
     "truncate_metrics",
     "truncate_samples",
+    "write_comparison",
     "write_report",
 ]
 

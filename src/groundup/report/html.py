@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from groundup.report.blocks import blocks, cell, duration, label
+from groundup.report.cost import costs
 from groundup.report.jsonl import Row
 from groundup.report.metrics import is_number, series
 from groundup.report.plots import draw_plots
@@ -50,6 +51,33 @@ def write_report(run: str | os.PathLike[str]) -> Path:
 
 def render(run: RunFolder) -> str:
     """The page as text."""
+    table = standings(run.evaluation_rows)
+    samples = by_step(run.samples)
+    plots = draw_plots(run.metrics, [row for row in table if not row.is_model])
+    val_bytes = run.evaluation.get("val_bytes")
+    return (
+        templates()
+        .get_template("run.html.j2")
+        .render(
+            run=run,
+            headline=headline(run),
+            facts=facts(run, table),
+            table=table,
+            widest=max((row.bits_per_byte or 0.0 for row in table), default=0.0),
+            val_size=byte_size(val_bytes) if is_number(val_bytes) else "",
+            plots=[(plot, Markup(plot.svg)) for plot in plots],  # ours, from numbers and escaped names
+            costs=costs(run.metrics),
+            samples=samples,
+            plan=plan_sections(run.plan),
+            data=blocks(run.data),
+            machine=blocks(run.environment),
+            notes=notes(run),
+        )
+    )
+
+
+def templates() -> Environment:
+    """The templates of this room's pages, and what they call."""
     environment = Environment(
         loader=PackageLoader("groundup.report"),
         autoescape=True,
@@ -58,24 +86,7 @@ def render(run: RunFolder) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": visible, "cell": cell, "label": label, "duration": duration, "size": byte_size}
-    table = standings(run.evaluation_rows)
-    samples = by_step(run.samples)
-    plots = draw_plots(run.metrics, [row for row in table if not row.is_model])
-    val_bytes = run.evaluation.get("val_bytes")
-    return environment.get_template("run.html.j2").render(
-        run=run,
-        headline=headline(run),
-        facts=facts(run, table),
-        table=table,
-        widest=max((row.bits_per_byte or 0.0 for row in table), default=0.0),
-        val_size=byte_size(val_bytes) if is_number(val_bytes) else "",
-        plots=[(plot, Markup(plot.svg)) for plot in plots],  # ours, from numbers and escaped names
-        samples=samples,
-        plan=plan_sections(run.plan),
-        data=blocks(run.data),
-        machine=blocks(run.environment),
-        notes=notes(run),
-    )
+    return environment
 
 
 def visible(text: object) -> str:

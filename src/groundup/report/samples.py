@@ -26,7 +26,7 @@ def add_samples(run: str | os.PathLike[str], samples: Iterable[Row]) -> None:
     with JsonlWriter(Path(run) / FILE) as file:
         for sample in samples:
             file.write(sample)
-    _write_page(Path(run))
+    write_page(Path(run))
 
 
 def truncate_samples(run: str | os.PathLike[str], step: int) -> None:
@@ -37,7 +37,7 @@ def truncate_samples(run: str | os.PathLike[str], step: int) -> None:
     """
     if (Path(run) / FILE).exists():
         truncate_jsonl(Path(run) / FILE, step, "samples file")
-        _write_page(Path(run))
+        write_page(Path(run))
 
 
 def by_step(samples: Iterable[Row]) -> dict[int, list[Row]]:
@@ -49,16 +49,20 @@ def by_step(samples: Iterable[Row]) -> dict[int, list[Row]]:
     return dict(sorted(steps.items(), reverse=True))
 
 
-def _write_page(run: Path) -> None:
-    """Render all samples as Markdown, the latest step first."""
+def write_page(run: Path) -> None:
+    """Render all samples as Markdown into ``samples.md``, the latest step first.
+
+    Raises:
+        GroundupError: the samples cannot be read, or the page cannot be written.
+    """
     parts = ["# Samples\n"]
     for step, samples in by_step(read_jsonl(run / FILE, "samples file")).items():
         parts.append(f"## Step {step}\n")
-        parts += [_section(sample) for sample in samples]
+        parts += [sample_section(sample) for sample in samples]
     write_atomic(run / PAGE, "\n".join(parts).encode("utf-8", "replace"))
 
 
-def _section(sample: Row) -> str:
+def sample_section(sample: Row) -> str:
     """One sample: its temperature, and prompt and continuation as they stand, in a fence they cannot break."""
     text = f"{sample.get('prompt', '')}{sample.get('text', '')}"
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
