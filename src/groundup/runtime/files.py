@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -79,24 +79,42 @@ def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:
         raise GroundupError(f"{path}: this {what} is damaged or is not JSON ({error}).") from error
 
 
+def part_folder(path: str | os.PathLike[str]) -> Path:
+    """Make the hidden folder beside ``path`` in which several writers build what :func:`atomic_folder` puts in place.
+
+    Raises:
+        GroundupError: the place cannot be written.
+    """
+    path = Path(path)
+    place = _beside(path, "part")
+    with os_errors(path, "cannot write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir()
+    return place
+
+
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], place: Path | None = None) -> Iterator[Path]:
     """Build a folder beside ``path`` and rename it into place when the block ends well.
 
     Every file in it is flushed to the disk before the rename, so that after a crash the folder is whole or absent.
     A folder that stood at ``path`` is replaced; killed between the two renames of that, it waits beside ``path`` for
     :func:`remove_leftovers` to put it back. If the block raises, nothing at ``path`` has changed.
 
+    Args:
+        place: where it is being built already, by :func:`part_folder`.
+
     Raises:
         GroundupError: the place cannot be written, or holds a file.
     """
     path = Path(path)
-    temporary, retired = _beside(path, "part"), _beside(path, "old")
+    temporary, retired = place or _beside(path, "part"), _beside(path, "old")
     with os_errors(path, "cannot write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_dir():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        temporary.mkdir()
+        if place is None:
+            temporary.mkdir()
         try:
             yield temporary
             for folder, _, names in os.walk(temporary):
@@ -136,10 +154,34 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         with suppress(OSError):  # what cannot be removed is in nobody's way
             if left["kind"] == "old" and not (folder / left["name"]).exists():
                 os.replace(entry, folder / left["name"])
-            elif entry.is_dir():
+            elif entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that under its name it is whole or gone; :func:`remove_leftovers` takes the rest."""
+    aside = _beside(path, "part")
+    with suppress(OSError):  # somebody else removed it, or it is in nobody's way
+        os.replace(path, aside)
+        shutil.rmtree(aside)
+
+
+def point_link(link: Path, target: str) -> None:
+    """Let the symbolic link at ``link`` point to ``target``, a name in the same folder; at no moment is there none.
+
+    Raises:
+        GroundupError: the place cannot be written.
+    """
+    temporary = _beside(link, "part")
+    with os_errors(link, "cannot write"):
+        os.symlink(target, temporary)
+        try:
+            os.replace(temporary, link)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -152,14 +194,24 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_checksums(folder: Path) -> None:
-    """Write ``checksums.json``: the SHA-256 of every other file below ``folder``."""
+def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Write ``checksums.json``: the SHA-256 of every other file below ``folder``.
+
+    Args:
+        known: by file name below ``folder``, what was found while writing it and need not be read for.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "checksums.json")
-    write_json(folder / "checksums.json", {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    found = known or {}
+    write_json(folder / "checksums.json", {name: found.get(name) or sha256_file(path) for name, path in names.items()})
 
 
-def verify_folder(folder: Path) -> None:
+def verify_folder(folder: Path, from_disk: bool = False) -> None:
     """Hold a folder against its ``checksums.json``; a folder without one (not ours) passes.
+
+    Args:
+        from_disk: read what lies on the disk, not what the system still remembers of writing it (where it lets us ask;
+            the files must have been flushed).
 
     Raises:
         GroundupError: a file is missing or its content changed.
@@ -173,8 +225,18 @@ def verify_folder(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise GroundupError(f"{path}: missing, though the checkpoint lists it.")
+        if from_disk:
+            _forget_cached(path)
         if sha256_file(path) != expected:
             raise GroundupError(f"{path}: damaged (its SHA-256 is not the one noted when it was written).")
+
+
+def _forget_cached(path: Path) -> None:
+    """Ask the system to drop its copy of a file from memory."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with os_errors(path, "cannot read"), open(path, "rb") as file, suppress(OSError):  # only a wish
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager
