@@ -91,8 +91,8 @@ def test_a_file_is_read(text: str, expected: dict[str, Any], recipe: Path) -> No
         ("optim:\n  learning_rate: fast\n", ": optim.learning_rate = 'fast' should be a number."),
         ("optim:\n  learning_rate: .nan\n", ": optim.learning_rate = nan should be a number, and a finite one."),
         ("minutes: -.inf\n", ": minutes = -inf should be a number or null, and a finite one."),
-        ("compile: maybe\n", ": compile = 'maybe' should be true or false."),
-        ("precision: float8\n", ": precision = 'float8' should be one of auto, float32, bfloat16."),
+        ("compile: maybe\n", ": compile = 'maybe' should be true or false or null."),
+        ("precision: float8\n", ": precision = 'float8' should be one of auto, float32, tf32, bfloat16, float16."),
         ("out: 5\n", ": out = 5 should be text."),
         ("sample:\n  prompts: one\n",
          ": sample.prompts = 'one' should be a list of texts, such as [\"one\", \"two\"]."),
@@ -245,6 +245,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(hint))
     if get_origin(hint) is list:
         return st.lists(values_of(get_args(hint)[0]), max_size=4)
+    if get_origin(hint) is dict:
+        return st.dictionaries(text, values_of(get_args(hint)[1]), max_size=4)
     return st.one_of(*(values_of(part) for part in get_args(hint)))
 
 

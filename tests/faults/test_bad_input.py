@@ -97,7 +97,7 @@ def test_a_text_that_cannot_be_used(
         ("modle:\n  n_layer: 2\n", ["unknown key modle.n_layer", "Did you mean model.n_layer?"]),
         ("learning_rat: 3\n", ["unknown key learning_rat", "Did you mean optim.learning_rate?"]),
         ("model:\n  n_layer: two\n", ["model.n_layer = 'two' should be a whole number"]),
-        ("precision: float8\n", ["precision = 'float8' should be one of auto, float32, bfloat16"]),
+        ("precision: float8\n", ["precision = 'float8' should be one of auto, float32, tf32, bfloat16, float16"]),
         (
             "model:\n  n_embd: 384\n  n_head: 7\n",
             ["model.n_head = 7 does not divide model.n_embd = 384", "Heads that would"],

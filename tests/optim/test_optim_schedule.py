@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,3 +73,43 @@ def test_a_horizon_decided_late_makes_no_jump(config: OptimConfig, decided: int,
     falls = [a - b for a, b in zip(after[decided:], after[decided + 1 :], strict=False)]
     assert all(-1e-12 <= fall <= largest_step + 1e-12 for fall in falls)
     assert after[-1] == pytest.approx(config.final_learning_rate)
+
+
+def test_cosine_falls_from_the_end_of_the_warm_up_by_hand() -> None:
+    config = OptimConfig(schedule="cosine", warmup_steps=2, final_learning_rate=0.1)
+    # Eight steps: two of warm-up, then half a cosine over six.
+    by_hand = [0.1 + 0.9 * (1 + math.cos(math.pi * done / 6)) / 2 for done in range(6)]
+    assert factors(config, 8) == pytest.approx([1 / 3, 2 / 3, *by_hand, 0.1, 0.1])
+
+
+def test_linear_falls_in_equal_steps() -> None:
+    config = OptimConfig(schedule="linear", warmup_steps=1)
+    assert factors(config, 5) == pytest.approx([1 / 2, 1, 3 / 4, 2 / 4, 1 / 4, 0, 0])
+
+
+def test_inverse_square_root_is_that_of_the_step() -> None:
+    config = OptimConfig(schedule="inverse_sqrt", warmup_steps=3, final_learning_rate=0.3)
+    expected = [1 / 4, 2 / 4, 3 / 4, 1, math.sqrt(4 / 5), math.sqrt(4 / 6)]
+    assert factors(config, 6)[:6] == pytest.approx(expected)
+    assert learning_rate_factor(10_000, config, None) == 0.3
+
+
+def test_constant_stays() -> None:
+    assert factors(OptimConfig(schedule="constant", warmup_steps=1), 4) == [0.5, 1, 1, 1, 1, 1]
+
+
+@given(
+    st.sampled_from(["wsd", "cosine", "linear", "inverse_sqrt", "constant"]),
+    st.integers(0, 20),
+    st.integers(1, 200),
+    st.floats(0.0, 1.0),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_schedule_leaves_its_bounds_or_rises_after_the_warm_up(
+    schedule: Any, warmup: int, steps: int, final: float
+) -> None:
+    config = OptimConfig(schedule=schedule, warmup_steps=warmup, final_learning_rate=final)
+    found = factors(config, steps)
+    assert all(0.0 <= value <= 1.0 for value in found)
+    after = found[warmup:]
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(after))

@@ -75,7 +75,9 @@ def test_the_precision_chosen_computes() -> None:
         if choose_precision(precision, cpu, rows=8, width=8) == precision:
             with autocast(cpu, precision):  # type: ignore[arg-type]
                 assert torch.nn.Linear(8, 8)(torch.ones(2, 8)).dtype == dtype
-    with pytest.raises(UsageError, match=r"precision = float8 is unknown\. Known: auto, float32, bfloat16"):
+    with pytest.raises(
+        UsageError, match=r"precision = float8 is unknown\. Known: auto, float32, tf32, bfloat16, float16"
+    ):
         choose_precision("float8", cpu)
 
 

@@ -240,7 +240,7 @@ def _config(name: str) -> ModelConfig:
     if not path.is_file() and path.name.removesuffix(".yaml") not in recipe_files():
         raise UsageError(
             f"{name}: no preset, recipe or folder of that name.{nearest(name, [*PRESETS, *recipe_files()])} "
-            f"Recipes: {', '.join(recipe_files())}. Presets: {', '.join(list(PRESETS)[:12])} … (see the README)."
+            f"Recipes: {', '.join(recipe_files())}. Presets: {', '.join(list(PRESETS)[:6])} … (see the README)."
         )
     given = read_recipe(find_recipe(name), PretrainRecipe)
     return (

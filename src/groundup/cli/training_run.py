@@ -63,14 +63,22 @@ def run(given: Given) -> RunFolder | None:
     Returns:
         The run folder; None when training was stopped before its end.
     """
+    from groundup.runtime.device import choose_device
+    from groundup.runtime.process_group import process_group, world_of_environment
     from groundup.training import plan_pretraining, pretrain
     from groundup.training.pretraining import Hooks
 
     started = time.monotonic()
-    planned = plan_pretraining(given)
-    _say_text(planned)
-    _announce(planned)
-    _, done = pretrain(planned, Hooks(evaluate=held_out_loss, sample=samples))
+    values, device = given.values, None
+    if world_of_environment().size > 1:
+        device = choose_device(str(values.get("device") or "auto"))
+    with process_group(device, float(values.get("rank_timeout") or PretrainRecipe.rank_timeout)) as world:
+        planned = plan_pretraining(given, world)
+        _say_text(planned)
+        _announce(planned)
+        _, done = pretrain(planned, Hooks(evaluate=held_out_loss, sample=samples))
+    if not world.is_main:
+        return None
     if not done.finished:
         say(f"Stopped and saved. The same command goes on from there; the run is in {done.run.path}.")
         return None

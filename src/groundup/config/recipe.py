@@ -189,17 +189,23 @@ def _construct(cls: type, flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def dump_recipe(values: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> str:
     """A recipe as YAML text, in the order given, with a comment behind each key that ``notes`` explains."""
-    return "".join(f"{line}\n" for line in _recipe_lines(nest(values), notes or {}, "", ""))
+    leaves = {key: _Leaf(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return "".join(f"{line}\n" for line in _recipe_lines(nest(leaves), notes or {}, "", ""))
+
+
+class _Leaf(dict[str, Any]):
+    """A mapping that is a key's value, not a section of keys."""
 
 
 def _recipe_lines(nested: Mapping[str, Any], notes: Mapping[str, str], section: str, indent: str) -> Iterator[str]:
     for name, value in nested.items():
         key = f"{section}{name}"
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not isinstance(value, _Leaf):
             yield f"{indent}{name}:"
             yield from _recipe_lines(value, notes, f"{key}.", f"{indent}  ")
             continue
-        text = yaml.dump({name: value}, Dumper=_Dumper, allow_unicode=True, width=math.inf)
+        plain = dict(value) if isinstance(value, _Leaf) else value
+        text = yaml.dump({name: plain}, Dumper=_Dumper, allow_unicode=True, width=math.inf)
         first, *rest = text.rstrip("\n").split("\n")
         yield f"{indent}{first}  # {' '.join(notes[key].split())}" if key in notes else f"{indent}{first}"
         yield from (f"{indent}{line}" for line in rest)

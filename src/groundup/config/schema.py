@@ -243,6 +243,8 @@ def describe_type(hint: Any) -> str:
     if hint in words:
         return words[hint]
     origin = get_origin(hint)
+    if origin is dict:
+        return "a mapping, such as {one: 0.7, two: 0.3}"
     if origin is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if _is_union(hint):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from groundup.runtime import GroundupError, UsageError, progress
 
 if TYPE_CHECKING:
     import torch
+
+    from groundup.runtime.device import Precision
 
 # B windows of a batch   T positions of a window   V vocabulary
 
@@ -157,9 +159,7 @@ def _inputs(text: npt.NDArray[np.int64], batch: list[Window], start_id: int) -> 
     return inputs_BT
 
 
-def model_scorer(
-    model: torch.nn.Module, device: torch.device | str, precision: Literal["float32", "bfloat16"] = "float32"
-) -> Score:
+def model_scorer(model: torch.nn.Module, device: torch.device | str, precision: Precision = "float32") -> Score:
     """Wrap a model whose ``model(ids_BT)`` gives logits of shape B T V as a :data:`Score`.
 
     The model is put into evaluation mode for each call and back afterwards. The cross entropy is taken in

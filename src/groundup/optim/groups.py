@@ -1,42 +1,63 @@
-"""Which parameter gets which optimizer and which decay. A further optimizer is one more branch in
-:func:`build_optimizers`.
+"""Which parameter gets which optimizer, which decay and which learning rate. A further optimizer is one more branch in
+:func:`_optimizer`, and its name one more in config.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn, optim
 
-from groundup.optim.config import OptimConfig
+from groundup.optim.config import OptimConfig, OptimizerName, Rule
 from groundup.optim.muon import Muon
+from groundup.runtime import UsageError
+
+Kind = Literal["matrix", "table", "vector"]
 
 
-def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Sort a model's trainable parameters by what they are.
+@dataclass(frozen=True)
+class Named:
+    """A trainable parameter, its name and what it is.
 
-    Returns:
-        Matrices of linear layers that are not tied to an embedding, stacks of them (experts) included; embeddings and
-        output heads; vectors (norms, biases).
+    Args:
+        kind: a matrix of a linear layer that is not tied to an embedding, or a stack of them (experts); a table:
+            embeddings and output heads; or a vector: norms and biases.
     """
+
+    name: str
+    parameter: Tensor
+    kind: Kind
+
+
+def named_kinds(model: nn.Module) -> Iterator[Named]:
+    """Every trainable parameter of a model, each once."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables |= {
         id(m.weight)
         for name, m in model.named_modules()
         if name.rsplit(".", 1)[-1] == "head" and isinstance(m, nn.Linear)
     }
-    matrices: list[Tensor] = []
-    embeddings: list[Tensor] = []
-    vectors: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if id(parameter) in tables:
-            embeddings.append(parameter)
+            yield Named(name, parameter, "table")
         elif parameter.ndim >= 2 and not name.endswith(".bias"):
-            matrices.append(parameter)
+            yield Named(name, parameter, "matrix")
         else:
-            vectors.append(parameter)
-    return matrices, embeddings, vectors
+            yield Named(name, parameter, "vector")
+
+
+def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Matrices, tables and vectors of a model; see :class:`Named`."""
+    found = list(named_kinds(model))
+    matrices, tables, vectors = (
+        [one.parameter for one in found if one.kind == kind] for kind in ("matrix", "table", "vector")
+    )
+    return matrices, tables, vectors
 
 
 def build_optimizers(
@@ -45,21 +66,52 @@ def build_optimizers(
     """The optimizers of a run, by name. Every group's ``lr`` starts at the peak; the loop multiplies it by the
     schedule's factor.
 
-    Matrices are decayed, embeddings, heads and vectors are not (the practice of Brown et al. 2020 for vectors;
-    embeddings follow nanochat, whose weight decay acts on the Muon matrices alone).
+    Matrices are decayed, tables and vectors are not (the practice of Brown et al. 2020 for vectors; embeddings follow
+    nanochat, whose weight decay acts on the Muon matrices alone). ``config.rules`` say what is otherwise; parameters
+    that a rule freezes lose their ``requires_grad``.
+
+    Args:
+        dtype: what Muon orthogonalises in.
+
+    Raises:
+        UsageError: a rule fits no parameter, or hands Muon what is no matrix, or nothing is left to train.
     """
-    matrices, embeddings, vectors = split_parameters(model)
-    rest = [{"params": embeddings + vectors, "weight_decay": 0.0}]
-    decayed = {"params": matrices, "weight_decay": config.weight_decay}
+    rules = [Rule.read(text) for text in config.rules]
+    used = [False] * len(rules)
+    # Groups in the order of their first parameter, so that the state of a run always lies in the same place.
+    groups: dict[tuple[OptimizerName, float, float], list[Tensor]] = {}
+    for one in [found for kind in ("matrix", "table", "vector") for found in named_kinds(model) if found.kind == kind]:
+        number, rule = next(((n, r) for n, r in enumerate(rules) if r.pattern.search(one.name)), (None, None))
+        if number is not None and rule is not None:
+            used[number] = True
+            if rule.frozen:
+                one.parameter.requires_grad_(False)
+                continue
+        by_default: OptimizerName = config.optimizer if one.kind == "matrix" else "adamw"
+        name = (rule and rule.optimizer) or by_default
+        if name == "muon" and one.kind != "matrix":
+            raise UsageError(f"optim.rules: muon updates matrices, and {one.name} is a {one.kind}.")
+        decay = config.weight_decay if one.kind == "matrix" else 0.0
+        decay = decay if rule is None or rule.decay is None else rule.decay
+        groups.setdefault((name, 1.0 if rule is None else rule.lr, decay), []).append(one.parameter)
+    if False in used:
+        raise UsageError(f"optim.rules: {config.rules[used.index(False)]!r} fits no parameter that is left to it.")
+    if not groups:
+        raise UsageError("optim.rules: every parameter is frozen: nothing is left to train.")
+    found: dict[str, optim.Optimizer] = {}
+    for name in dict.fromkeys(key[0] for key in groups):
+        mine = [
+            {"params": parameters, "lr": config.learning_rate * scale, "weight_decay": decay}
+            for (of, scale, decay), parameters in groups.items()
+            if of == name
+        ]
+        found[name] = _optimizer(name, mine, config, dtype)
+    return found
 
-    def adamw(groups: list[dict[str, object]]) -> optim.AdamW:
-        return optim.AdamW(
-            groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-        )
 
-    if config.optimizer == "adamw":
-        return {"adamw": adamw([decayed, *rest])}
-    return {
-        "muon": Muon([decayed], lr=config.learning_rate, momentum=config.momentum, dtype=dtype),
-        "adamw": adamw([*rest]),
-    }
+def _optimizer(
+    name: OptimizerName, groups: list[dict[str, object]], config: OptimConfig, dtype: torch.dtype
+) -> optim.Optimizer:
+    if name == "muon":
+        return Muon(groups, lr=config.learning_rate, momentum=config.momentum, dtype=dtype)
+    return optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from groundup.optim.sharded import cut_like, local_part, whole
+
 # Quintic coefficients of Jordan et al. 2024: slope at zero as steep as it can be while the iteration stays within
 # about [0.7, 1.2].
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -42,7 +44,8 @@ class Muon(torch.optim.Optimizer):
 
     The scale 0.2 sqrt(max(rows, columns)) is that of Liu et al. 2025 ("Muon is Scalable for LLM Training", section
     2.2): it makes the root mean square of an update that of AdamW, so learning rate and weight decay carry over.
-    Matrices of equal shape are updated together, as one batched product.
+    Matrices of equal shape are updated together, as one batched product. Of matrices that FSDP has sharded every rank
+    gathers the whole update and keeps its part: the orthogonalisation is done by all.
 
     Args:
         params: matrices (two dimensions), or stacks of them such as those of experts (three).
@@ -72,34 +75,56 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+        """Update every matrix that has a gradient.
+
+        An attribute ``found_inf``, where somebody has set it, says as PyTorch's fused optimizers have it that the
+        gradients are not finite (1) or are (0): then nothing changes. On a GPU nobody waits to read it.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.device.type == "cpu":
+            if found_inf.item():
+                return loss
+            found_inf = None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                self._update(parameters, shape, group)
+                self._update(parameters, shape, group, found_inf)
         return loss
 
-    def _update(self, parameters: list[Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
-        momentum = group["momentum"]
+    def _update(
+        self, parameters: list[Tensor], shape: torch.Size, group: dict[str, Any], found_inf: Tensor | None
+    ) -> None:
+        momentum, allowed = group["momentum"], None if found_inf is None else 1.0 - found_inf
         gradients = []
         for parameter in parameters:
             assert parameter.grad is not None
             state = self.state[parameter]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffer = state["momentum_buffer"]
-            buffer.lerp_(parameter.grad, 1 - momentum)
-            gradients.append(parameter.grad.lerp(buffer, momentum))
+            buffer, gradient = local_part(state["momentum_buffer"]), local_part(parameter.grad)
+            if allowed is None:
+                buffer.lerp_(gradient, 1 - momentum)
+            else:
+                gradient = torch.where(allowed > 0, gradient, 0.0)
+                buffer.lerp_(gradient, ((1 - momentum) * allowed).expand_as(buffer))
+            # Momentum is a matter of each number; what follows is one of the whole matrix.
+            gradients.append(whole(gradient.lerp(buffer, momentum), parameter))
         stacked = torch.stack(gradients)
         updates = orthogonalize(stacked.flatten(0, -3), dtype=self.dtype).view_as(stacked)
+        rate = group["lr"] if allowed is None else group["lr"] * allowed
         scale = 0.2 * math.sqrt(max(shape[-2:]))
         for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+            here = local_part(parameter)
+            here.mul_(1 - rate * group["weight_decay"])
+            step = cut_like(update, parameter).to(here.dtype)
+            if allowed is None:
+                here.add_(step, alpha=-rate * scale)
+            else:
+                here.sub_(step * (rate * scale))

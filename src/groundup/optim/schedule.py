@@ -1,7 +1,8 @@
-"""The learning rate over a run: warm-up, stable, decay."""
+"""The learning rate over a run: a warm-up, and then one of five shapes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from groundup.optim.config import OptimConfig
@@ -24,21 +25,29 @@ class Horizon:
     @classmethod
     def of(cls, steps: int, config: OptimConfig) -> Horizon:
         """The horizon of a run whose length is known from the start; the decay spares the warm-up where it can."""
-        return cls(steps, max(min(config.warmup_steps, steps), steps - round(config.decay_fraction * steps)))
+        return cls(steps, max(min(config.warmup_steps, steps), steps - round(config.falling * steps)))
 
 
 def learning_rate_factor(step: int, config: OptimConfig, horizon: Horizon | None) -> float:
-    """The fraction of the peak learning rate to use at ``step`` (0-based): warm-up, stable, decay.
+    """The fraction of the peak learning rate to use at ``step`` (0-based).
 
-    After Hu et al. 2024 (eq. 1) and Hägele et al. 2024. Before the decay the value does not depend on the horizon: that
-    is why a run with a budget in minutes can start before anybody knows how many steps will fit.
+    ``wsd`` is warm-up, stable, decay (Hu et al. 2024, eq. 1; Hägele et al. 2024), ``linear`` and ``cosine``
+    (Loshchilov & Hutter 2017, eq. 5) fall from the end of the warm-up on, ``inverse_sqrt`` falls with the square root
+    of the step (Vaswani et al. 2017, section 5.3), ``constant`` not at all.
+
+    Before the decay the value does not depend on the horizon: that is why a run with a budget in minutes can start
+    before anybody knows how many steps will fit.
 
     Args:
         horizon: None while it is not known: then there is no decay yet.
     """
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    if horizon is None or step < horizon.decay_from:
+    final = config.final_learning_rate
+    if config.schedule == "inverse_sqrt":
+        return warmup if warmup < 1.0 else max(final, math.sqrt((config.warmup_steps + 1) / (step + 1)))
+    if config.schedule == "constant" or horizon is None or step < horizon.decay_from:
         return warmup
     left = max(0.0, (horizon.steps - step) / max(1, horizon.steps - horizon.decay_from))
-    final = config.final_learning_rate
+    if config.schedule == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
     return min(warmup, final + (horizon.from_factor - final) * left)

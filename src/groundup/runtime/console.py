@@ -27,7 +27,12 @@ def console(stderr: bool = False) -> Console:
 
     stream_is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
     width = None if stream_is_terminal or "COLUMNS" in os.environ else 120
-    return PipeConsole(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+    return PipeConsole(stderr=stderr, highlight=False, soft_wrap=True, width=width, quiet=not stderr and _is_helper())
+
+
+def _is_helper() -> bool:
+    """Whether another of several processes that train together speaks for all; see process_group.py."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 
 def say(message: Any = "", *, style: str | None = None) -> None:
@@ -79,6 +84,8 @@ class Progress:
             amount = f"{100 * self.done / self.total:3.0f}%  {clock(left)} left"
         else:
             amount = f"{quantity(self.done)} {self.unit}".rstrip()
+        if _is_helper():
+            return
         print(f"  {self.label}: {amount}{'  ' + self.note if self.note else ''}", flush=True)
 
 
@@ -125,7 +132,7 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
 
     On a terminal it is a live bar on standard error; elsewhere a line every ten seconds on standard output.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or _is_helper():
         yield Progress(label, total, unit)
         return
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

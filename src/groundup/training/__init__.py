@@ -1,8 +1,11 @@
 """Training: the one loop, and what surrounds it.
 
 Read in this order: recipe.py (what a run can be told), scaling.py (what it derives when it is not told),
-objectives.py (model and batch in, loss out), loop.py (the loop), checkpoint.py (what is saved, and how it comes back
-exactly), run.py (the run folder), pretraining.py (from a recipe to a trained model).
+objectives.py (model and batch in, loss out), loop.py (the loop) and loop_parts.py (what it is told and whom it calls),
+parallel.py (how a model is spread over processes), checkpoint.py (what is saved, and how it comes back exactly; with
+checkpoint_state.py, which tensors by which names, and checkpoint_writer.py, how they are written while training goes
+on), run.py (the run folder), plan.py (what a run will do, settled before it starts) and trials.py (how fast a step is
+here), profile.py (what takes how long in some steps), pretraining.py (from a plan to a trained model).
 
 This room does not know evaluation: what is to happen during a run is handed to it as hooks.
 """
@@ -15,28 +18,40 @@ from groundup.training.scaling import Derived, parse_budget
 
 if TYPE_CHECKING:
     from groundup.training.checkpoint import Checkpoints
-    from groundup.training.loop import Loop, Milestone
-    from groundup.training.objectives import next_token
-    from groundup.training.pretraining import Pretraining, plan_pretraining, pretrain
+    from groundup.training.loop import Loop
+    from groundup.training.loop_parts import LoopSettings, Milestone, NoHooks, Position
+    from groundup.training.objectives import Classification, LabelledTexts, NextToken
+    from groundup.training.plan import Pretraining, plan_pretraining
+    from groundup.training.pretraining import pretrain
 
 _LAZY = {
     "Checkpoints": "checkpoint",
+    "Classification": "objectives",
+    "LabelledTexts": "objectives",
     "Loop": "loop",
-    "Milestone": "loop",
-    "next_token": "objectives",
-    "Pretraining": "pretraining",
-    "plan_pretraining": "pretraining",
+    "LoopSettings": "loop_parts",
+    "Milestone": "loop_parts",
+    "NextToken": "objectives",
+    "NoHooks": "loop_parts",
+    "Position": "loop_parts",
+    "Pretraining": "plan",
+    "plan_pretraining": "plan",
     "pretrain": "pretraining",
 }
 
 __all__ = [
     "Checkpoints",
+    "Classification",
     "Derived",
+    "LabelledTexts",
     "Loop",
+    "LoopSettings",
     "Milestone",
+    "NextToken",
+    "NoHooks",
+    "Position",
     "PretrainRecipe",
     "Pretraining",
-    "next_token",
     "parse_budget",
 ]
 __all__ += ["plan_pretraining", "pretrain"]

@@ -1,44 +1,40 @@
-"""From a recipe to a trained model: prepare, plan, train, save; and the same again after a crash."""
+"""From a plan to a trained model: build, train, save; and the same again after a crash."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from groundup.config import Given, build
-from groundup.data import PreparedData, TokenLoader, prepare
-from groundup.model import Transformer, explain, fastest_backend
-from groundup.optim import build_optimizers
-from groundup.report import MetricsWriter, add_samples, truncate_metrics, truncate_samples
-from groundup.runtime import GroundupError, Progress, progress, say, write_json
-from groundup.runtime.console import byte_size, clock, flop_rate, quantity
-from groundup.runtime.device import Precision, choose_device, choose_precision, matmul_flops
-from groundup.runtime.environment import describe_environment
+from groundup.data import Loader, Prefetcher, TokenBatch, make_loader
+from groundup.model import Transformer, explain, load_model
+from groundup.optim import Horizon, LossScale, WeightAverage, build_optimizers
+from groundup.report import open_trackers
+from groundup.report.tracking import Trackers
+from groundup.runtime import GroundupError, Progress, progress, say
+from groundup.runtime.console import quantity
+from groundup.runtime.device import activation_dtype
 from groundup.runtime.files import folder_lock
 from groundup.runtime.interrupt import stop_on_signals
+from groundup.runtime.monitor import HardwareMonitor
+from groundup.runtime.process_group import World, barrier
 from groundup.runtime.seeds import rng_state, seed_everything, set_rng_state
-from groundup.tokenizer import Tokenizer
 from groundup.training.checkpoint import Checkpoints, Restored, restore_optimizers
-from groundup.training.loop import Loop, LoopSettings, Milestone, Position
-from groundup.training.objectives import next_token
+from groundup.training.loop import Loop
+from groundup.training.loop_parts import Extras, LoopSettings, Milestone, NoHooks, Position
+from groundup.training.objectives import NextToken
+from groundup.training.parallel import Stepper, compile_blocks, load_full, settle_way, spread
+from groundup.training.plan import Pretraining, plan_pretraining
+from groundup.training.profile import StepProfiler
 from groundup.training.recipe import PretrainRecipe
-from groundup.training.run import RunFolder, resolved, resume_values, settle_length
-from groundup.training.scaling import (
-    EFFICIENCY,
-    Budget,
-    Derived,
-    Facts,
-    derive,
-    run_budget,
-    vocabulary_limit,
-    without_open_shape,
-)
+
+__all__ = ["HeldOut", "Hooks", "Pretraining", "objective_of", "plan_pretraining", "pretrain"]
 
 
 class HeldOut(Protocol):
@@ -68,151 +64,9 @@ class Hooks:
     sample: Callable[[Transformer, Pretraining, int], list[dict[str, Any]]]
 
 
-_PLAN = {  # what the plan shows, by section
-    "model": [f"model.{key}" for key in ("n_layer", "n_embd", "n_head", "vocab_size", "context_length", "dropout")],
-    "training": [
-        "optim.learning_rate",
-        "optim.warmup_steps",
-        "batch_tokens",
-        "micro_batch",
-        "max_steps",
-        "precision",
-        "attention",
-    ],
-}
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """A run that is ready to train, or has been trained.
-
-    Args:
-        run: its folder.
-        recipe: every key resolved.
-        derived: the values nobody gave, with their reasons.
-        prepared: text and tokenizer.
-        budget: time or compute it may spend.
-        device: where it runs.
-        flops_per_second: measured speed of matrix products there.
-        finished: the horizon has been reached.
-        trained: steps were made in this sitting.
-    """
-
-    run: RunFolder
-    recipe: PretrainRecipe
-    derived: list[Derived]
-    prepared: PreparedData
-    budget: Budget
-    device: torch.device
-    flops_per_second: float
-    finished: bool = False
-    trained: bool = False
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def plan_rows(self) -> list[dict[str, Any]]:
-        """The plan as rows of section, key, value and why: what the model is, what it costs, what was derived."""
-        costs = explain(self.recipe.model, self.recipe.micro_batch or 1)
-        reasons = {entry.key: entry.why for entry in self.derived}
-        speed = self.flops_per_second * EFFICIENCY / costs.training_flops_per_token
-        rows: list[dict[str, Any]] = []
-
-        def add(section: str, key: str, value: Any, why: str) -> None:
-            rows.append({"section": section, "key": key, "value": value, "why": why})
-
-        for section, keys in _PLAN.items():
-            for key in keys:
-                if self.values.get(key) is not None:
-                    add(section, key.rsplit(".", 1)[-1], self.values[key], reasons.get(key, "given"))
-        matmul = flop_rate(self.flops_per_second)
-        add("cost", "parameters", quantity(costs.total_parameters), "counted; a tied head once")
-        formula = "6 x matrix parameters + 12 x layers x width x context (Chowdhery et al. 2022, appendix B)"
-        add("cost", "FLOPs per token", quantity(costs.training_flops_per_token), formula)
-        add("cost", "memory", byte_size(costs.training_bytes), "float32 weights, gradients, moments; activations")
-        add(
-            "cost", "tokens/s", quantity(speed), f"expected: {EFFICIENCY:.0%} of the {matmul} measured on {self.device}"
-        )
-        if (expected := self.expected_seconds()) is not None:
-            add("cost", "time", clock(expected), "the budget" if self.budget.seconds else "the steps at that speed")
-        return rows
-
-    def expected_seconds(self) -> float | None:
-        """How long training will take."""
-        if self.budget.seconds is not None:
-            return self.budget.seconds
-        costs = explain(self.recipe.model)
-        tokens = (self.recipe.max_steps or 0) * (self.recipe.batch_tokens or 0)
-        return (
-            tokens * costs.training_flops_per_token / (self.flops_per_second * EFFICIENCY)
-            if self.flops_per_second
-            else None
-        )
-
-
-def plan_pretraining(given: Given) -> Pretraining:
-    """Prepare the text and settle everything that was left open; write recipe, plan and environment into the run
-    folder.
-
-    Raises:
-        GroundupError: the recipe contradicts itself, the text cannot be read, the folder cannot be written or holds
-            another run.
-    """
-    given = settle_length(given)
-    # Names, types and contradictions, before any work is done.
-    defaults = build(PretrainRecipe, without_open_shape(given.values), given.sources)
-    run = RunFolder(Path(defaults.out))
-    before = resume_values(run, given, trained=bool(Checkpoints(run.checkpoints).all()))
-    derived_before = run.derived(given) if before else []
-    given = before or given
-    recipe = build(PretrainRecipe, without_open_shape(given.values), given.sources)
-    budget = run_budget(given.values)
-    device = choose_device(recipe.device)
-    precision = choose_precision(recipe.precision, device, width=int(given.values.get("model.n_embd") or 256))
-    speed = matmul_flops(device, precision)
-    with folder_lock(run.path, "working"):
-        prepared = _prepare(recipe, run, vocabulary_limit(given.values, speed, budget))
-    facts = Facts(prepared.train.n_tokens, prepared.tokenizer.vocab_size, speed)
-    plan = derive(given.values, facts, budget)
-    plan.fill("tokenizer.vocab_size", prepared.tokenizer.vocab_size, "by the text's size and the model's")
-    plan.derived = [*derived_before, *plan.derived]
-    if recipe.precision == "auto":
-        plan.derived.append(Derived("precision", precision, "measured: the faster of float32 and bfloat16 here"))
-    recipe = build(PretrainRecipe, plan.values | {"precision": precision, "device": str(device)}, given.sources)
-    attention = recipe.attention
-    if attention == "auto":
-        dtype = getattr(torch, precision)
-        attention = fastest_backend(recipe.model, recipe.micro_batch or 1, device, dtype)
-        plan.derived.append(Derived("attention", attention, "measured: the faster backend here"))
-    recipe = replace(recipe, attention=attention)
-    values = resolved(recipe, plan.values)
-    pretraining = Pretraining(run, recipe, plan.derived, prepared, budget, device, speed, values=values)
-    run.save_recipe(values, plan.derived)
-    run.save_plan(pretraining.plan_rows(), plan.derived)
-    write_json(
-        run.path / "environment.json",
-        describe_environment() | {"device": str(device), "precision": precision},
-    )
-    return pretraining
-
-
-def _prepare(recipe: PretrainRecipe, run: RunFolder, max_vocab_size: int) -> PreparedData:
-    """The run's text, prepared into its folder.
-
-    A run that has trained goes on with the text it began with, whatever has become of the source.
-    """
-    if Checkpoints(run.checkpoints).all():
-        return PreparedData.open(run.data, verify=True)
-    return prepare(
-        recipe.data,
-        run.data,
-        vocab_size=recipe.tokenizer.vocab_size,
-        max_vocab_size=max_vocab_size,
-        pattern=recipe.tokenizer.pattern,
-        tokenizer=Tokenizer.load(recipe.tokenizer.path) if recipe.tokenizer.path else None,
-        corpus=recipe.corpus,
-        data_dir=Path(recipe.data_dir) if recipe.data_dir else None,
-        limit=recipe.limit,
-        seed=recipe.seed,
-    )
+def objective_of(recipe: PretrainRecipe) -> NextToken:
+    """What a recipe wants learnt."""
+    return NextToken(**asdict(recipe.loss))
 
 
 def pretrain(pretraining: Pretraining, hooks: Hooks) -> tuple[Transformer, Pretraining]:
@@ -225,132 +79,284 @@ def pretrain(pretraining: Pretraining, hooks: Hooks) -> tuple[Transformer, Pretr
         GroundupError: another process trains here, the checkpoints are damaged, the loss is not finite, or the disk is
             full.
     """
-    with folder_lock(pretraining.run.path, "working"):
+    with ExitStack() as held:
+        if pretraining.world.is_main:
+            held.enter_context(folder_lock(pretraining.run.path, "working"))
         return _Sitting(pretraining, hooks).train()
 
 
-class _Sitting:
+class _Sitting(NoHooks):
     """One process's part in a run: from start or checkpoint to the end or a stop."""
 
     def __init__(self, pretraining: Pretraining, hooks: Hooks) -> None:
         self.it, self.hooks = pretraining, hooks
-        recipe, device = pretraining.recipe, pretraining.device
-        self.checkpoints = Checkpoints(pretraining.run.checkpoints, recipe.keep)
+        recipe, device, world = pretraining.recipe, pretraining.device, pretraining.world
+        self.world: World = world
+        self.checkpoints = Checkpoints(pretraining.run.checkpoints, recipe.keep, recipe.keep_every, world)
         restored = self.checkpoints.newest()
         seed_everything(recipe.seed)
-        self.model = Transformer(recipe.model).to(device)
-        if recipe.attention != "auto":
-            self.model.backend = recipe.attention
-        precision: Precision = "float32" if recipe.precision == "auto" else recipe.precision
-        self.optimizers = build_optimizers(self.model, recipe.optim, getattr(torch, precision))
+        self.model = self._build().to(device)
+        self.stepper: nn.Module = Stepper(self.model, objective_of(recipe))
+        if recipe.compile:
+            compile_blocks(self.model)
+        self.stepper = spread(self.stepper, world, settle_way(recipe.parallel, world))
+        self.optimizers = build_optimizers(self.model, recipe.optim, activation_dtype(pretraining.precision))
+        self.extras = Extras(
+            WeightAverage(self.model, recipe.optim.average) if recipe.optim.average else None,
+            LossScale(device) if pretraining.precision == "float16" else None,
+        )
         self.position = Position()
         run = pretraining.run
         if restored is not None:
             self._restore(restored)
-        else:
+            say(f"Resuming from {restored.folder} (step {self.position.step:,}).")
+        elif world.is_main:
             run.forget_horizon()
-        # What was recorded after the checkpoint, or before the first one, will be recorded again.
-        truncate_metrics(run.metrics, self.position.step)
-        truncate_samples(run.path, self.position.step)
+        barrier(world)
         self.sequences = recipe.micro_batch or 1
         tokens_per_micro_batch = self.sequences * recipe.model.context_length
-        batch_tokens = recipe.batch_tokens or tokens_per_micro_batch
-        if batch_tokens % tokens_per_micro_batch:
+        batch_tokens = recipe.batch_tokens or tokens_per_micro_batch * world.size
+        if batch_tokens % (tokens_per_micro_batch * world.size):
+            of_processes = f" x {world.size} processes" if world.size > 1 else ""
             raise GroundupError(
-                f"batch_tokens = {batch_tokens} is not a multiple of micro_batch x context_length = "
-                f"{self.sequences} x {recipe.model.context_length} = {tokens_per_micro_batch}."
+                f"batch_tokens = {batch_tokens} is not a multiple of micro_batch x context_length{of_processes} = "
+                f"{self.sequences} x {recipe.model.context_length}{of_processes and f' x {world.size}'} = "
+                f"{tokens_per_micro_batch * world.size}."
             )
+        costs = explain(recipe.model)
         self.settings = LoopSettings(
             batch_tokens=batch_tokens,
-            accumulate=batch_tokens // tokens_per_micro_batch,
+            accumulate=batch_tokens // (tokens_per_micro_batch * world.size),
+            micro_batch=self.sequences,
             max_steps=recipe.max_steps,
             seconds=pretraining.budget.seconds,
             log_every=recipe.log_every,
             save_every=recipe.save_every,
-            precision=precision,
+            eval_every=recipe.eval_every,
+            precision=pretraining.precision,
+            seed=recipe.seed,
+            patience=recipe.patience,
+            early_stop=recipe.early_stop,
+            flops_per_token=costs.training_flops_per_token,
+            peak_flops=pretraining.flops_per_second,
         )
-        self.loader = TokenLoader(pretraining.prepared.train, recipe.model.context_length, self.sequences, recipe.seed)
+        self.loader: Loader | Prefetcher = self._loader()
         train = pretraining.prepared.train
         self.bits_per_nat_and_byte = train.n_tokens / train.n_bytes / math.log(2)
         self.progress: Progress | None = None
+        self.trackers: Trackers | None = None
+        self.profiler: StepProfiler | None = None
         self.eval_note = ""
 
+    def _build(self) -> Transformer:
+        recipe = self.it.recipe
+        if recipe.init_from is not None and not self.checkpoints.all():
+            from groundup.inference import find_model
+
+            model = load_model(find_model(recipe.init_from))
+            model = _with_config(model, recipe)
+        else:
+            model = Transformer(recipe.model)
+        if recipe.attention != "auto":
+            model.backend = recipe.attention
+        if recipe.checkpointing != "auto":
+            model.checkpointing = recipe.checkpointing
+        return model
+
+    def _loader(self) -> Loader | Prefetcher:
+        recipe, size = self.it.recipe, self.settings.micro_batch
+        per_step = self.settings.accumulate * self.world.size * size
+        loader = make_loader(
+            self.it.sets or self.it.prepared.train,
+            recipe.loader,
+            recipe.model.context_length,
+            size,
+            recipe.seed,
+            recipe.max_steps * per_step if recipe.max_steps else None,
+            tokenizer=self.it.prepared.tokenizer,
+            vocab_size=recipe.model.vocab_size,
+        )
+        if recipe.loader.packing == "best_fit":
+            report = loader.report()
+            padding, cut = report["padding"], report["documents_cut"]
+            say(f"  Packing: {padding:.2%} of positions are padding; {cut:,} documents were cut.")
+        return Prefetcher(loader, recipe.loader.prefetch, self.world.size) if recipe.loader.prefetch else loader
+
     def _restore(self, restored: Restored) -> None:
-        self.model.load_state_dict(restored.weights)
+        load_full(self.model, restored.weights)
         restore_optimizers(self.model, self.optimizers, restored.tensors, restored.folder)
+        self.extras.restore(restored.extra)
         set_rng_state(restored.state["rng"])
-        self.position = Position(**restored.state["position"])
-        say(f"Resuming from {restored.folder} (step {self.position.step:,}).")
+        for key, value in restored.state["position"].items():
+            setattr(self.position, key, value)
 
     def train(self) -> tuple[Transformer, Pretraining]:
         recipe, run = self.it.recipe, self.it.run
-        model = torch.compile(self.model) if recipe.compile else self.model
-        loop = Loop(
-            model,  # type: ignore[arg-type]
-            next_token,
+        self.loop = loop = Loop(
+            self.stepper,
+            objective_of(recipe),
             self.batch,
             self.optimizers,
             recipe.optim,
             self.settings,
-            on_log=self.log,
-            on_milestone=self.milestone,
-            on_horizon=run.save_horizon,
+            self,
             position=self.position,
             decided=run.horizons(),
+            extras=self.extras,
+            world=self.world,
         )
-        self.loop = loop
-        if loop.horizon is not None and self.position.step >= loop.horizon.steps:
+        early = recipe.early_stop > 0 and self.position.stale >= recipe.early_stop
+        if loop.ended or early:
             return self.model, replace(self.it, finished=True)
-        run.forget_evaluation()
-        with (
-            MetricsWriter(run.metrics) as self.metrics,
-            progress("training", total=1.0) as self.progress,
-            stop_on_signals() as stop,
-        ):
-            ended = loop.run(stop)
-        return self.model, replace(self.it, finished=ended == "final", trained=True)
+        with ExitStack() as open_now:
+            stop = open_now.enter_context(stop_on_signals())
+            if isinstance(self.loader, Prefetcher):
+                open_now.callback(lambda: self.loader.close())  # type: ignore[union-attr]
+            if self.world.is_main:
+                self._watch(open_now)
+            try:
+                ended = loop.run(stop)
+            except BaseException:
+                self.checkpoints.finish(quietly=True)
+                raise
+            self.checkpoints.finish()
+        return self.model, replace(self.it, finished=ended in ("final", "early"), trained=True)
 
-    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+    def batch(self, index: int) -> TokenBatch:
         """One micro-batch on the device."""
-        inputs, targets = self.loader.batch(index)
-        return (
-            torch.from_numpy(inputs).to(self.it.device, non_blocking=True),
-            torch.from_numpy(targets).to(self.it.device, non_blocking=True),
+        found = self.loader.batch(index)
+        return TokenBatch(
+            *(
+                None if part is None else torch.from_numpy(part).to(self.it.device, non_blocking=True)
+                for part in TokenBatch(*found)
+            )
         )
 
-    def log(self, row: dict[str, Any]) -> None:
+    def _watch(self, open_now: ExitStack) -> None:
+        """Everything that looks on while rank 0 trains: trackers, the hardware monitor, the profiler, the bar."""
+        recipe, run, position = self.it.recipe, self.it.run, self.position
+        run.forget_evaluation()
+        self.trackers = open_now.enter_context(
+            open_trackers(recipe.track, run.path, run.path.resolve().name, self.it.values, step=position.step)
+        )
+
+        def where() -> dict[str, Any]:
+            return {"step": position.step, "tokens": position.tokens, "seconds": round(self.loop.seconds, 3)}
+
+        parent = os.getppid() if self.world.size > 1 else None
+        monitor = HardwareMonitor(
+            recipe.monitor_every, self.trackers.log, where=where, watts=recipe.watts,
+            grams_per_kwh=recipe.grams_per_kwh, energy_joules=self.trackers.energy_joules, root_process=parent,
+        )  # fmt: skip
+        open_now.enter_context(monitor)
+        self.profiler = open_now.enter_context(StepProfiler(recipe.profile, run.path, position=position.step))
+        self.progress = open_now.enter_context(progress("training", total=1.0))
+
+    # ---- what the loop calls
+
+    def on_log(self, row: dict[str, Any]) -> None:
         """Write a row of metrics and show it."""
-        row["bits_per_byte"] = row["loss"] * self.bits_per_nat_and_byte
-        self.metrics.write(row)
+        if self.trackers is None:
+            return
+        row["bits_per_byte"] = row.get("cross_entropy", row["loss"]) * self.bits_per_nat_and_byte
+        self.trackers.log(row)
         assert self.progress is not None
         speed = quantity(row["tokens_per_second"])
         note = f"loss {row['loss']:.3f}  {row['bits_per_byte']:.3f} bits/byte  {speed} tok/s{self.eval_note}"
         self.progress.update(self.loop.fraction(), note)
 
-    def milestone(self, kind: Milestone) -> None:
+    def on_horizon(self, horizon: Horizon) -> None:
+        """Note it, durably."""
+        if self.world.is_main:
+            self.it.run.save_horizon(horizon)
+
+    def before_update(self) -> None:
+        """A checkpoint that is still being written reads the weights."""
+        self.checkpoints.settle()
+
+    def after_step(self, step: int) -> None:
+        """The profiler counts steps."""
+        if self.profiler is not None:
+            self.profiler.step(step)
+
+    def on_milestone(self, kind: Milestone) -> None:
         """Evaluate, sample and save."""
-        step = self.position.step
+        best = False
+        if self.extras.average is not None:  # which is put in the weights' place, where a save may still be reading
+            self.checkpoints.settle()
+        if kind != "asked":
+            with self._averaged():
+                best = self._measure()
+        if kind != "evaluation":
+            self._save(best)
+
+    def on_rollback(self) -> bool:
+        """Put everything back to the last checkpoint."""
+        self.checkpoints.finish(quietly=True)
+        restored = self.checkpoints.newest()
+        if restored is None:
+            return False
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()
+        self._restore(restored)
+        if self.trackers is not None:
+            self.trackers.rewind(self.position.step)
+        return True
+
+    def on_out_of_memory(self) -> bool:
+        """Deal half as many sequences at once, in the same order."""
+        half = self.settings.micro_batch // 2
+        self.settings = replace(self.settings, micro_batch=half, accumulate=2 * self.settings.accumulate)
+        self.loader = self.loader.resized(half)
+        return True
+
+    def _measure(self) -> bool:
+        """Evaluate and sample; whether the held-out loss has never been lower."""
+        position, step = self.position, self.position.step
         found = self.hooks.evaluate(self.model, self.it)
-        self.metrics.write(
-            {
-                "kind": "eval",
-                "step": step,
-                "tokens": self.position.tokens,
-                "seconds": round(self.position.seconds, 3),
-                "loss": found.loss,
-                "bits_per_byte": found.bits_per_byte,
-            }
-        )
-        self.eval_note = f"  held-out {found.bits_per_byte:.3f}"
-        if self.progress is not None:
-            self.progress.update(self.loop.fraction())
-        add_samples(self.it.run.path, self.hooks.sample(self.model, self.it, step))
-        best = found.loss < self.position.best_loss
-        self.position.best_loss = min(found.loss, self.position.best_loss)
+        samples = self.hooks.sample(self.model, self.it, step)
+        best = found.loss < position.best_loss
+        position.best_loss, position.stale = min(found.loss, position.best_loss), 0 if best else position.stale + 1
+        if self.trackers is not None:
+            row = {"kind": "eval", "step": step, "tokens": position.tokens, "seconds": round(position.seconds, 3)}
+            self.trackers.log(row | {"loss": found.loss, "bits_per_byte": found.bits_per_byte})
+            self.eval_note = f"  held-out {found.bits_per_byte:.3f}"
+            if self.progress is not None:
+                self.progress.update(self.loop.fraction())
+            self.trackers.samples(step, samples)
+        return best
+
+    def _save(self, best: bool) -> None:
+        position = self.position
+        exported = None if self.extras.average is None else self.extras.average.tensors
         state = {
-            "step": step,
-            "position": vars(self.position).copy(),
+            "step": position.step,
+            "position": vars(position).copy(),
             "rng": rng_state(),
-            "loader": self.loader.state(step * self.settings.accumulate),
+            "loader": self.loader.state(position.sequences // self.settings.micro_batch),
         }
-        self.checkpoints.save(self.model, self.it.prepared.tokenizer, self.optimizers, state, best=best)
+        self.checkpoints.save(
+            self.model, self.it.prepared.tokenizer, self.optimizers, state, best=best, extra=self.extras.tensors(),
+            exported=exported,
+        )  # fmt: skip
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """While the block runs, the model has the averaged weights, where there are some."""
+        if self.extras.average is None:
+            yield
+            return
+        with self.extras.average.in_place():
+            yield
+
+
+def _with_config(model: Transformer, recipe: PretrainRecipe) -> Transformer:
+    """The same weights under the recipe's config: a longer context, other frequencies, other dropout."""
+    if recipe.model == model.config:
+        return model
+    fresh = Transformer(recipe.model)
+    missing = fresh.load_state_dict(model.state_dict(), strict=False)
+    if missing.missing_keys or missing.unexpected_keys:
+        name = (missing.missing_keys + missing.unexpected_keys)[0]
+        raise GroundupError(f"init_from = {recipe.init_from}: {name} fits only one of its model and the recipe's.")
+    return fresh

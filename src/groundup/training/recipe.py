@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from groundup.data import CorpusRecipe
+from groundup.data import CorpusRecipe, LoaderRecipe
 from groundup.model import ModelConfig
 from groundup.optim import OptimConfig
+from groundup.runtime import UsageError
+from groundup.runtime.monitor import WORLD_GRAMS_PER_KWH
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,37 @@ class TokenizerRecipe:
         vocab_size: size of the vocabulary to train; derived from the size of the text when not given
         pattern: how text is cut before merging: gpt2, gpt4, o200k or a regular expression
         path: a tokenizer to use instead of training one: a folder or a tokenizer.json
+        algorithm: bpe; or bytes, characters or words, each of which is a token then
     """
 
     vocab_size: int | None = None
     pattern: str = "gpt4"
     path: str | None = None
+    algorithm: Literal["bpe", "bytes", "characters", "words"] = "bpe"
+
+
+@dataclass(frozen=True)
+class LossRecipe:
+    """The loss on the next token.
+
+    Args:
+        label_smoothing: of the target's probability, how much is spread over all tokens
+        z_loss: weight of the squared logarithm of the softmax's denominator, such as 1e-4
+        chunk: positions whose logits are held at once; 0 chooses
+        further_weight: weight of the loss on further tokens, where model.n_predict asks for some
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    chunk: int = 0
+    further_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UsageError(f"loss.label_smoothing = {self.label_smoothing} must be at least 0 and below 1.")
+        for name in ("z_loss", "chunk", "further_weight"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"loss.{name} = {getattr(self, name)} must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -45,7 +73,8 @@ class PretrainRecipe:
     """A pretraining run; what is null is derived from the text, the machine and the budget, and printed.
 
     Args:
-        data: the text: a file, a folder, stdlib, a named source, or hf:owner/name
+        data: the text: a file, a folder, stdlib, a named source, or hf:owner/name; or several, each with a name, as in
+            "web=hf:owner/name, code=src", whose shares loader.mixture gives
         out: the run folder
         data_dir: where downloads are kept
         limit: read at most this many documents
@@ -53,7 +82,11 @@ class PretrainRecipe:
         device: auto, cpu, cuda, cuda:1, mps
         precision: what the forward pass computes in; weights stay float32; auto tries
         attention: the attention backend; auto tries
-        compile: compile the model with torch.compile
+        compile: compile the model's blocks with torch.compile; null tries it in runs long enough for it to pay
+        checkpointing: what of the activations is computed again instead of kept; auto keeps all while memory lasts
+        parallel: how several processes (torchrun) share the work: each with the whole model, or a part; auto is ddp
+        rank_timeout: seconds after which a process that does not answer counts as lost
+        init_from: the model to go on from: a run, a checkpoint, a Hugging Face folder; its tokenizer is taken too
         depth: the one dial: number of layers, from which width, heads, batch and learning rate follow
         budget: what to spend: time (90s, 5m, 2h) or compute (2e15flops)
         minutes: the same as a budget of time
@@ -62,11 +95,22 @@ class PretrainRecipe:
         micro_batch: sequences that pass through the model at once
         log_every: steps between rows of metrics
         save_every: steps between checkpoints; null for ten times over the run
+        eval_every: steps between evaluations that save nothing; null for at checkpoints alone
+        early_stop: evaluations without a better held-out loss before the run ends; 0 for never
+        patience: steps in a row with gradients that are not finite before the run goes back to its last checkpoint
         eval_tokens: held-out tokens looked at on the way (the final evaluation takes all)
         keep: checkpoints kept besides the best
+        keep_every: checkpoints at multiples of so many steps are kept for good
+        track: where metrics go besides metrics.jsonl: tensorboard, wandb, mlflow
+        profile: steps to trace with PyTorch's profiler, such as 10:15
+        monitor_every: seconds between looks at processor, memory and power; 0 for none
+        watts: what the machine draws, where a meter says it; else what processor and GPU report
+        grams_per_kwh: CO2 of the electricity; by default the world's mean (IEA 2025)
         resume: go on where the run folder stopped; false refuses a folder that holds a run
         tokenizer: the tokenizer
         corpus: how the text is cleaned and split
+        loader: how it is dealt out
+        loss: what is learnt
         sample: what the model writes on the way
         model: the model's shape and parts
         optim: the optimizer and its schedule
@@ -78,9 +122,13 @@ class PretrainRecipe:
     limit: int | None = None
     seed: int = 1337
     device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "explicit", "sdpa", "flex"] = "auto"
-    compile: bool = False
+    compile: bool | None = None
+    checkpointing: Literal["auto", "none", "selective", "block"] = "auto"
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    rank_timeout: float = 600.0
+    init_from: str | None = None
     depth: int | None = None
     budget: str | None = None
     minutes: float | None = None
@@ -89,11 +137,33 @@ class PretrainRecipe:
     micro_batch: int | None = None
     log_every: int = 10
     save_every: int | None = None
+    eval_every: int | None = None
+    early_stop: int = 0
+    patience: int = 5
     eval_tokens: int = 65_536
     keep: int = 2
+    keep_every: int | None = None
+    track: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=lambda: ["tensorboard"])
+    profile: str | None = None
+    monitor_every: float = 10.0
+    watts: float | None = None
+    grams_per_kwh: float = WORLD_GRAMS_PER_KWH
     resume: bool = True
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     corpus: CorpusRecipe = field(default_factory=CorpusRecipe)
+    loader: LoaderRecipe = field(default_factory=LoaderRecipe)
+    loss: LossRecipe = field(default_factory=LossRecipe)
     sample: SampleRecipe = field(default_factory=SampleRecipe)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (("log_every", 1), ("save_every", 1), ("eval_every", 1), ("keep_every", 1), ("patience", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} = {value} must be at least {least}.")
+        for name in ("early_stop", "monitor_every"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} = {getattr(self, name)} must not be negative.")
+        if not self.rank_timeout > 0:
+            raise UsageError(f"rank_timeout = {self.rank_timeout} must be above 0 seconds.")

@@ -25,7 +25,9 @@ from groundup.training.recipe import PretrainRecipe
 from groundup.training.scaling import DERIVED, Derived
 
 # Changing one of these makes another run: its weights, its text or its order would not be those of the checkpoint.
-FIXED = ("model.", "tokenizer.", "corpus.", "data", "limit", "seed", "batch_tokens", "optim.optimizer")
+FIXED: tuple[str, ...] = ("model.", "tokenizer.", "corpus.", "data", "limit", "seed", "batch_tokens")
+FIXED += ("optim.optimizer", "optim.rules")
+FIXED += ("loader.packing", "loader.fim_rate", "loader.fim_spm_rate", "loader.mixture", "loader.schedule")
 # These choose where and whether to go on, not what is computed.
 NOT_COMPARED = ("out", "resume", "data_dir", "keep")
 
