@@ -67,16 +67,28 @@ def save(folder: Path, fields: dict[str, Any]) -> int:
 # ---- the parts
 
 
-def attention_part(bench: Bench, kinds: Sequence[str], lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Every kind at every length: rounds of times, peak bytes and cache bytes of each contender."""
-    cases = []
+def attention_part(
+    bench: Bench, kinds: Sequence[str], lengths: Sequence[int], done: Path | None = None
+) -> list[dict[str, Any]]:
+    """Every kind at every length: rounds of times, peak bytes and cache bytes of each contender.
+
+    Args:
+        done: where cases are kept as they are measured, a line each; those that stand there are not measured again.
+    """
+    cases = [json.loads(line) for line in done.read_text().splitlines()] if done and done.is_file() else []
+    known = {(case["kind"], case["length"]) for case in cases}
     longest = max(lengths) + 64
     for kind in kinds:
         folder = bench.folder / kind
         save(folder, COMMON | KINDS[kind] | {"context_length": longest})
         for length in lengths:
+            if (kind, length) in known:
+                continue
             case = one_case(bench, kind, folder, length)
             cases.append(case)
+            if done:
+                with open(done, "a") as file:
+                    file.write(json.dumps(case) + "\n")
             for name, times in case["rounds"].items():
                 shown = "  ".join(
                     f"{phase} {1e3 * median(one[phase] for one in times):8.2f} ms"
@@ -214,7 +226,7 @@ def measure_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bench = Bench(folder, arguments)
     if "attention" in wanted:
         lengths = arguments.lengths or ((96,) if quick else LENGTHS)
-        result["attention"] = attention_part(bench, arguments.kinds, sorted(lengths))
+        result["attention"] = attention_part(bench, arguments.kinds, sorted(lengths), arguments.done)
     if "gpt2" in wanted:
         result["gpt2"] = gpt2_part(bench, quick=quick)
     if "experts" in wanted:
@@ -239,6 +251,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts; nothing is kept")
     parser.add_argument("--quick", action="store_true", help="short texts, one round; nothing is kept")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the plots there, as PNG")
+    parser.add_argument("--done", type=Path, metavar="FILE", help="keep what is measured there, and go on from it")
     parser.add_argument("--out", type=Path, help="write the result there instead of where it is kept")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

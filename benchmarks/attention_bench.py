@@ -22,15 +22,17 @@ Rounds = dict[str, list[dict[str, Any]]]
 
 
 class Worker:
-    """A process that runs jobs one after the other, each in a fork of its own; see attention_jobs.py.
+    """A process that runs jobs one after the other, each in a fork of its own; see ``serve`` in attention_jobs.py.
 
     Args:
         variables: set in its environment.
+        jobs: the script that takes the jobs.
     """
 
-    def __init__(self, variables: dict[str, str]) -> None:
+    def __init__(self, variables: dict[str, str], jobs: Path = JOBS) -> None:
+        self.jobs = jobs
         self.process = subprocess.Popen(
-            [sys.executable, str(JOBS)],
+            [sys.executable, str(jobs)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -44,7 +46,7 @@ class Worker:
         print(json.dumps(job), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit("benchmarks/attention_jobs.py ended before it answered; its last words are above.")
+            raise SystemExit(f"benchmarks/{self.jobs.name} ended before it answered; its last words are above.")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -60,15 +62,17 @@ class Bench:
     Args:
         folder: where weights and outputs lie meanwhile.
         arguments: those of the command line.
+        jobs: the script that takes the jobs.
     """
 
-    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+    def __init__(self, folder: Path, arguments: argparse.Namespace, jobs: Path = JOBS) -> None:
         self.folder, self.device, self.dtype = folder, arguments.device, arguments.dtype
         self.rounds, self.limit = arguments.rounds or (1 if arguments.quick else 3), arguments.memory_limit * 2**30
         self.seconds = 0.02 if arguments.quick else 0.3
         self.failures: list[str] = []
-        self.timer = Worker({"PYTHONWARNINGS": "ignore"})
-        self.scale = Worker({"PYTHONWARNINGS": "ignore", "MALLOC_MMAP_THRESHOLD_": "65536"})  # what is freed goes back
+        self.timer = Worker({"PYTHONWARNINGS": "ignore"}, jobs)
+        goes_back = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed
+        self.scale = Worker({"PYTHONWARNINGS": "ignore"} | goes_back, jobs)
 
     def run(self, measure: str, job: dict[str, Any]) -> dict[str, Any] | None:
         """One job; None where the contender failed, which is noted and said."""

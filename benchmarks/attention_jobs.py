@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -334,14 +334,14 @@ def status(field: str) -> int:
 JOBS = {"attention": attention_job, "gpt2": gpt2_job, "experts": experts_job}
 
 
-def in_a_fork(job: Job) -> Job:
+def in_a_fork(job: Job, jobs: Mapping[str, Callable[[Job], Job]]) -> Job:
     """Run a job in a fork of this process and return what it says, or ``{"failed": why}``."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
         try:
-            answer = JOBS[job["job"]](job)
+            answer = jobs[job["job"]](job)
         except BaseException as error:
             answer = {"failed": reason(error)}
         with os.fdopen(writing, "w") as pipe:
@@ -361,15 +361,20 @@ def import_what_jobs_need() -> None:
         importlib.import_module(f"transformers.models.{name}.modeling_{name}")
 
 
-def main() -> None:
-    """Take jobs until there are no more."""
-    import_what_jobs_need()
+def serve(jobs: Mapping[str, Callable[[Job], Job]]) -> None:
+    """Take jobs as lines of JSON, by name, until there are no more; answer each with a line."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
     for line in sys.stdin:
-        print(json.dumps(in_a_fork(json.loads(line))), file=out, flush=True)
+        print(json.dumps(in_a_fork(json.loads(line), jobs)), file=out, flush=True)
+
+
+def main() -> None:
+    """Take jobs."""
+    import_what_jobs_need()
+    serve(JOBS)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 import attention_page
+import train_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -263,6 +264,9 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "attention": attention_page.attention,
     "attention_gpu": attention_page.attention,
     "attention_study": attention_page.study,
+    "train": train_page.train,
+    "train_gpu": train_page.train,
+    "time_to_loss": train_page.time_to_loss,
 }
 PLOTS: dict[str, Callable[[Mapping[str, Any], Path], list[Path]]] = {
     "attention": attention_page.attention_plots,
