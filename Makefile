@@ -75,10 +75,16 @@ format: setup-test
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-# Each keeps its result in benchmarks/results/ and writes docs/benchmarks.md again; together about an hour.
+# Each keeps its result in benchmarks/results/ and writes docs/benchmarks.md again; together about half a day.
 bench: setup-bench
 	@$(VENV)/bin/python benchmarks/first_run.py
 	@$(VENV)/bin/python benchmarks/tokenizer.py $(ARGS)
+	@$(VENV)/bin/python benchmarks/attention.py $(ARGS)
+	@$(VENV)/bin/python benchmarks/attention_study.py $(ARGS)
+	@$(VENV)/bin/python benchmarks/loader.py $(ARGS)
+	@$(VENV)/bin/python benchmarks/checkpoint.py $(ARGS)
+	@$(VENV)/bin/python benchmarks/time_to_loss.py $(ARGS)
+	@$(VENV)/bin/python benchmarks/train.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .import_linter_cache
