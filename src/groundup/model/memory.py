@@ -85,8 +85,8 @@ def training_memory(
     Args:
         dtype_bytes: bytes per activation: 2 for bf16 autocast, 4 for float32.
         loss_chunk: positions whose logits are held at once; 0 holds all.
-        cpu: count what PyTorch keeps on a CPU, where its RMS norm is not fused and its fused attention takes neither
-            dropout nor values narrower than keys: those write the scores out.
+        cpu: count what PyTorch keeps on a CPU, where its RMS norm is not fused, its fused attention takes no dropout
+            (which writes the scores out), and values narrower than keys are widened for it.
     """
     total = sum(count_parameters(config).values())
     tokens = micro_batch * context
