@@ -82,12 +82,14 @@ def process_group(device: torch.device | None, timeout: float = RANK_TIMEOUT_SEC
         yield world
         return
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if device is not None and device.type == "cuda" else "gloo"
-    store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
         # On one machine torchrun keeps its store over a restart: addresses of processes that are gone stand in it.
-        store = dist.PrefixStore(f"groundup/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = PrefixStore(f"groundup/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     world = replace(world, store=store)
     try:

@@ -196,6 +196,7 @@ def device_of(request: str, world: World) -> torch.device:
 
 def _plan(given: Given, world: World) -> Pretraining:
     given = settle_length(given)
+    fixed = given.values.get("micro_batch") is not None  # by this command; what a run came to before may change
     # Names, types and contradictions, before any work is done.
     defaults = build(PretrainRecipe, without_open_shape(given.values), given.sources)
     check_trackers(defaults.track)
@@ -222,7 +223,7 @@ def _plan(given: Given, world: World) -> Pretraining:
         plan.derived.append(Derived("precision", precision, "measured: the faster of float32 and bfloat16 here"))
     recipe = build(PretrainRecipe, plan.values | {"precision": precision, "device": device.type}, given.sources)
     settled: dict[str, Any] = {"parallel": "auto" if world.size == 1 else settle_way(recipe.parallel, world)}
-    micro_batch, checkpointing, why = _fit(recipe, device, precision, world)
+    micro_batch, checkpointing, why = _fit(recipe, device, precision, world, fixed=fixed)
     if micro_batch != recipe.micro_batch:
         plan.derived = [entry for entry in plan.derived if entry.key != "micro_batch"]
         plan.derived.append(Derived("micro_batch", micro_batch, f"what fits: {why}"))
@@ -365,11 +366,16 @@ def _prepare(
 # ---- trials
 
 
-def _fit(recipe: PretrainRecipe, device: torch.device, precision: Precision, world: World) -> tuple[int, Any, str]:
+def _fit(
+    recipe: PretrainRecipe, device: torch.device, precision: Precision, world: World, *, fixed: bool
+) -> tuple[int, Any, str]:
     """Sequences at once, and what is computed again, so that the step fits into memory as it is predicted to be.
 
-    What was given stays as it is. Else sequences are halved first, as far as the ranks can share them; when one
-    sequence alone is too much, activations are computed again.
+    Fewer sequences are tried first, as far as the ranks can share a step's evenly; when one sequence alone is too much,
+    activations are computed again.
+
+    Args:
+        fixed: the recipe's micro-batch is to stay as it is.
 
     Returns:
         micro-batch, checkpointing, and the reason.
@@ -383,6 +389,14 @@ def _fit(recipe: PretrainRecipe, device: torch.device, precision: Precision, wor
         )
     ours = per_step // world.size
     sizes = [n for n in range(min(given, ours), 0, -1) if ours % n == 0]
+    if fixed:
+        if (recipe.batch_tokens or 0) % (given * config.context_length * world.size):
+            by_processes = f" x {world.size} processes" if world.size > 1 else ""
+            raise UsageError(
+                f"batch_tokens = {recipe.batch_tokens} is not a multiple of micro_batch x context_length{by_processes} "
+                f"= {given} x {config.context_length}{by_processes}."
+            )
+        sizes = [given]
     ways: list[Any] = ["none", "selective", "block"] if recipe.checkpointing == "auto" else [recipe.checkpointing]
     room = memory_left(device)
     room = None if room is None else int(MEMORY_SHARE * room) // (world.size if device.type == "cpu" else 1)
@@ -402,10 +416,10 @@ def _fit(recipe: PretrainRecipe, device: torch.device, precision: Precision, wor
                 why = f"{byte_size(needs(sequences, way))} predicted"
                 return sequences, way, why + (f", {byte_size(room)} to be had" if room is not None else "")
     say(
-        f"  This model is predicted to need {byte_size(needs(1, ways[-1]))} of memory for one sequence; "
+        f"  This model is predicted to need {byte_size(needs(sizes[-1], ways[-1]))} of memory; "
         f"{byte_size(room or 0)} are to be had. Trying all the same."
     )
-    return 1, ways[-1], "more than is predicted to fit"
+    return sizes[-1], ways[-1], "more than is predicted to fit"
 
 
 def _worth_compiling(it: Pretraining) -> tuple[bool, str]:

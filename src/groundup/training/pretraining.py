@@ -116,13 +116,6 @@ class _Sitting(NoHooks):
         self.sequences = recipe.micro_batch or 1
         tokens_per_micro_batch = self.sequences * recipe.model.context_length
         batch_tokens = recipe.batch_tokens or tokens_per_micro_batch * world.size
-        if batch_tokens % (tokens_per_micro_batch * world.size):
-            of_processes = f" x {world.size} processes" if world.size > 1 else ""
-            raise GroundupError(
-                f"batch_tokens = {batch_tokens} is not a multiple of micro_batch x context_length{of_processes} = "
-                f"{self.sequences} x {recipe.model.context_length}{of_processes and f' x {world.size}'} = "
-                f"{tokens_per_micro_batch * world.size}."
-            )
         costs = explain(recipe.model)
         self.settings = LoopSettings(
             batch_tokens=batch_tokens,
