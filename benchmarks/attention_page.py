@@ -29,9 +29,8 @@ def attention(result: Result) -> list[str]:
         f"A model of one layer, {shape['n_head']} heads of {shape['n_embd'] // shape['n_head']} dimensions, "
         f"{shape['n_embd']:,} wide, one sequence; its feed-forward is {shape['n_ff']} wide, so that attention is "
         "nearly all of the work. transformers loads the same folder of weights. Each measurement ran in a process of "
-        f"its own, the contenders in turn, {result['rounds']} rounds; a ratio is that of two contenders in one round, "
-        "given as the "
-        "median of the rounds (lowest to highest): above 1, this package is faster. "
+        f"its own, the contenders in turn, {rounds_of(result)}; a ratio is that of two contenders in one round, given "
+        "as the median of the rounds (lowest to highest): above 1, this package is faster. "
         f"What would hold more than {result['memory_limit']:g} GiB was left out (–).",
     ]
     cases = result.get("attention", [])
@@ -55,6 +54,18 @@ def attention(result: Result) -> list[str]:
     if result["failures"]:
         lines += ["", "Could not be measured: " + "; ".join(result["failures"]) + "."]
     return lines
+
+
+def rounds_of(result: Result) -> str:
+    """How often each contender ran, where that is not the same at every length."""
+    fewer = sorted(
+        {(len(times), case["length"]) for case in result.get("attention", []) for times in case["rounds"].values()
+         if len(times) < result["rounds"]}
+    )  # fmt: skip
+    text = f"{result['rounds']} rounds"
+    return text + (
+        f" ({', '.join(f'of some kinds {n} at {length:,} positions' for n, length in fewer)})" if fewer else ""
+    )
 
 
 def by_length(cases: Sequence[Result], cell: Callable[[Result], str]) -> list[str]:
@@ -204,8 +215,10 @@ def study(result: Result) -> list[str]:
         "",
         f"Measured {result['date']} at commit {(machine['commit'] or 'unknown')[:12]}, on {place}. Each variant of one "
         f"model ({result['shape']}) was trained by `groundup pretrain` on the same {result['tokens']:,} tokens of the "
-        f"same text, with {len(result['seeds'])} seeds. A seed decides the weights, the order and what is held out; "
-        "the difference is that of two runs of one seed, given as the mean over seeds (lowest to highest).",
+        f"same text, with {len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)}. A seed decides the weights, "
+        "the order and what is held out; the difference is that of two runs of one seed, given as the mean over seeds "
+        "(lowest to highest)."
+        + (" One seed cannot tell a difference from chance." if len(result["seeds"]) == 1 else ""),
         "",
         "| | parameters | cache, bytes per token | bits per byte | beside MHA |",
         "|---|---|---|---|---|",

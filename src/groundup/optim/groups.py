@@ -60,6 +60,18 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list
     return matrices, tables, vectors
 
 
+def freeze(model: nn.Module, config: OptimConfig) -> None:
+    """Take ``requires_grad`` from the parameters that a rule freezes, before the model is spread over processes.
+
+    As everywhere, the first rule that fits a name decides.
+    """
+    rules = [Rule.read(text) for text in config.rules]
+    for name, parameter in model.named_parameters():
+        rule = next((rule for rule in rules if rule.pattern.search(name)), None)
+        if rule is not None and rule.frozen:
+            parameter.requires_grad_(False)
+
+
 def build_optimizers(
     model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
 ) -> dict[str, optim.Optimizer]:
@@ -77,16 +89,15 @@ def build_optimizers(
         UsageError: a rule fits no parameter, or hands Muon what is no matrix, or nothing is left to train.
     """
     rules = [Rule.read(text) for text in config.rules]
-    used = [False] * len(rules)
+    freeze(model, config)
+    names = [name for name, _ in model.named_parameters()]
+    used = [rule.frozen and any(rule.pattern.search(name) for name in names) for rule in rules]
     # Groups in the order of their first parameter, so that the state of a run always lies in the same place.
     groups: dict[tuple[OptimizerName, float, float], list[Tensor]] = {}
     for one in [found for kind in ("matrix", "table", "vector") for found in named_kinds(model) if found.kind == kind]:
         number, rule = next(((n, r) for n, r in enumerate(rules) if r.pattern.search(one.name)), (None, None))
         if number is not None and rule is not None:
             used[number] = True
-            if rule.frozen:
-                one.parameter.requires_grad_(False)
-                continue
         by_default: OptimizerName = config.optimizer if one.kind == "matrix" else "adamw"
         name = (rule and rule.optimizer) or by_default
         if name == "muon" and one.kind != "matrix":

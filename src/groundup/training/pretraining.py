@@ -15,6 +15,7 @@ from torch import nn
 from groundup.data import Loader, Prefetcher, TokenBatch, make_loader
 from groundup.model import Transformer, explain, load_model
 from groundup.optim import Horizon, LossScale, WeightAverage, build_optimizers
+from groundup.optim.groups import freeze
 from groundup.report import open_trackers
 from groundup.report.tracking import Trackers
 from groundup.runtime import GroundupError, Progress, progress, say
@@ -96,6 +97,7 @@ class _Sitting(NoHooks):
         restored = self.checkpoints.newest()
         seed_everything(recipe.seed)
         self.model = self._build().to(device)
+        freeze(self.model, recipe.optim)
         self.stepper: nn.Module = Stepper(self.model, objective_of(recipe))
         if recipe.compile:
             compile_blocks(self.model)
@@ -180,8 +182,11 @@ class _Sitting(NoHooks):
         restore_optimizers(self.model, self.optimizers, restored.tensors, restored.folder)
         self.extras.restore(restored.extra)
         set_rng_state(restored.state["rng"])
-        for key, value in restored.state["position"].items():
+        saved = restored.state["position"]
+        for key, value in saved.items():
             setattr(self.position, key, value)
+        if "sequences" not in saved:  # a checkpoint from before they were counted
+            self.position.sequences = self.position.tokens // self.it.recipe.model.context_length
 
     def train(self) -> tuple[Transformer, Pretraining]:
         recipe, run = self.it.recipe, self.it.run
