@@ -31,7 +31,7 @@ def attention(result: Result) -> list[str]:
         "nearly all of the work. transformers loads the same folder of weights. Each measurement ran in a process of "
         f"its own, the contenders in turn, {rounds_of(result)}; a ratio is that of two contenders in one round, given "
         "as the median of the rounds (lowest to highest): above 1, this package is faster. "
-        f"What would hold more than {result['memory_limit']:g} GiB was left out (–).",
+        f"What would hold more than {result['memory_limit']:g} GiB, or has not been measured, is left out (–).",
     ]
     cases = result.get("attention", [])
     for phase, title in PHASES.items() if cases else ():

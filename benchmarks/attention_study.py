@@ -48,7 +48,7 @@ def variants(shape: dict[str, Any]) -> dict[str, Keys]:
             "model.latent.nope_dim": head,
             "model.latent.v_dim": head,
         }
-    for name, pattern in (("window", "S"), ("window, every other", "SF"), ("window, four of five", "SSSSF")):
+    for name, pattern in (("window", "S"), ("window, every other", "SF"), ("window, three of four", "SSSF")):
         found[name] = {"model.layer_pattern": pattern, "model.sliding_window": window}
     return found
 
