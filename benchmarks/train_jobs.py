@@ -33,7 +33,7 @@ from groundup.model import ModelConfig, Transformer, explain, fastest_backend
 from groundup.optim import OptimConfig, build_optimizers
 from groundup.runtime.device import Precision, autocast, choose_precision, matmul_flops
 from groundup.runtime.interrupt import StopRequest
-from groundup.training import Loop, LoopSettings, NextToken, NoHooks
+from groundup.training import Loop, LoopHooks, LoopSettings, NextToken
 from groundup.training.parallel import compile_blocks
 
 BATCHES = 8  # different ones, in turn: enough that none is learnt by heart within a measurement
@@ -144,7 +144,7 @@ def our_config(job: Job) -> ModelConfig:
     return ModelConfig.from_dict(fields)
 
 
-class _Hooks(NoHooks):
+class _Hooks(LoopHooks):
     """Tells the clock of steps, keeps the last loss."""
 
     def __init__(self, clock: Clock) -> None:

@@ -265,18 +265,7 @@ def test_shuffling_a_billion_tokens_takes_little_memory(tmp_path: Path) -> None:
     script = """
 import json, sys
 from pathlib import Path
-from groundup.data import (
-    IGNORED,
-    FillInTheMiddle,
-    LoaderRecipe,
-    MixedLoader,
-    Mixture,
-    PackedLoader,
-    TokenLoader,
-    TokenSet,
-    Weights,
-    make_loader,
-)
+from groundup.data import TokenLoader, TokenSet
 folder, shards, each = Path(sys.argv[1]), 10, 100_000_000
 entries = []
 for number in range(shards):  # files without a single block on the disk, that read as zeros

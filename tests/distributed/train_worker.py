@@ -15,7 +15,7 @@ from groundup.optim import OptimConfig, WeightAverage, build_optimizers
 from groundup.runtime.interrupt import StopRequest
 from groundup.runtime.process_group import World, process_group
 from groundup.training.loop import Loop
-from groundup.training.loop_parts import Extras, LoopSettings, NoHooks
+from groundup.training.loop_parts import Extras, LoopHooks, LoopSettings
 from groundup.training.objectives import NextToken
 from groundup.training.parallel import Stepper, full_tensors, spread
 
@@ -38,7 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
-class Losses(NoHooks):
+class Losses(LoopHooks):
     """Keeps the losses."""
 
     def __init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from groundup.optim import OptimConfig, build_optimizers
 from groundup.runtime import GroundupError, UsageError
 from groundup.runtime.files import verify_folder
 from groundup.tokenizer import Tokenizer
-from groundup.training import checkpoint_state, checkpoint_writer
+from groundup.training import checkpoint_state
 from groundup.training.checkpoint import Checkpoints, optimizer_tensors, restore_optimizers
-from groundup.training.checkpoint_writer import Entry, LiveWriter
+from tensors import assert_same
 
 Optimizers = dict[str, torch.optim.Optimizer]
 
@@ -53,28 +52,6 @@ def save(
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def assert_same(ours: dict[str, Tensor], theirs: Any) -> None:
-    assert set(ours) == set(theirs)
-    for name, tensor in ours.items():
-        other = theirs[name]
-        assert other.dtype == tensor.dtype, name
-        assert other.shape == tensor.shape, name
-        assert torch.equal(other, tensor), name
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that takes its time for every tensor, so that training catches up with the writer."""
-    write = LiveWriter._write_entry
-
-    def slowly(self: LiveWriter, entry: Entry, add: Any) -> None:
-        time.sleep(0.005)
-        write(self, entry, add)
-
-    monkeypatch.setattr(LiveWriter, "_write_entry", slowly)
-    monkeypatch.setattr(checkpoint_writer, "SMALL", 0)
 
 
 # ---- exact

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from groundup.model import Transformer
 from groundup.optim import OptimConfig, build_optimizers
@@ -24,29 +23,7 @@ from groundup.runtime import GroundupError
 from groundup.training import checkpoint_writer
 from groundup.training.checkpoint import Pieces, optimizer_tensors
 from groundup.training.checkpoint_writer import Entry, LiveFile, LiveWriter
-
-
-def assert_same(ours: dict[str, Tensor], theirs: Any) -> None:
-    assert set(ours) == set(theirs)
-    for name, tensor in ours.items():
-        other = theirs[name]
-        assert other.dtype == tensor.dtype, name
-        assert other.shape == tensor.shape, name
-        assert torch.equal(other, tensor), name
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that takes its time for every tensor, so that training catches up with the writer."""
-    write = LiveWriter._write_entry
-
-    def slowly(self: LiveWriter, entry: Entry, add: Any) -> None:
-        time.sleep(0.005)
-        write(self, entry, add)
-
-    monkeypatch.setattr(LiveWriter, "_write_entry", slowly)
-    monkeypatch.setattr(checkpoint_writer, "SMALL", 0)
-
+from tensors import assert_same
 
 # ---- writing
 

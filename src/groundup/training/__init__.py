@@ -19,7 +19,7 @@ from groundup.training.scaling import Derived, parse_budget
 if TYPE_CHECKING:
     from groundup.training.checkpoint import Checkpoints
     from groundup.training.loop import Loop
-    from groundup.training.loop_parts import LoopSettings, Milestone, NoHooks, Position
+    from groundup.training.loop_parts import LoopHooks, LoopSettings, Milestone, Position
     from groundup.training.objectives import Classification, LabelledTexts, NextToken
     from groundup.training.plan import Pretraining, plan_pretraining
     from groundup.training.pretraining import pretrain
@@ -29,10 +29,10 @@ _LAZY = {
     "Classification": "objectives",
     "LabelledTexts": "objectives",
     "Loop": "loop",
+    "LoopHooks": "loop_parts",
     "LoopSettings": "loop_parts",
     "Milestone": "loop_parts",
     "NextToken": "objectives",
-    "NoHooks": "loop_parts",
     "Position": "loop_parts",
     "Pretraining": "plan",
     "plan_pretraining": "plan",
@@ -45,10 +45,10 @@ __all__ = [
     "Derived",
     "LabelledTexts",
     "Loop",
+    "LoopHooks",
     "LoopSettings",
     "Milestone",
     "NextToken",
-    "NoHooks",
     "Position",
     "PretrainRecipe",
     "Pretraining",

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from groundup.runtime import GroundupError, warn
 from groundup.runtime.device import allow_tf32, autocast, memory_peak, out_of_memory
 from groundup.runtime.interrupt import StopRequest
 from groundup.runtime.process_group import World, at_step, sum_over_ranks
-from groundup.training.loop_parts import Extras, Hooks, LoopSettings, Milestone, Position
+from groundup.training.loop_parts import Extras, LoopHooks, LoopSettings, Milestone, Position
 from groundup.training.objectives import Metrics, Objective
 from groundup.training.parallel import Stepper, accumulating
 
@@ -64,7 +64,7 @@ class Loop:
         optimizers: Mapping[str, torch.optim.Optimizer],
         optim: OptimConfig,
         settings: LoopSettings,
-        hooks: Hooks,
+        hooks: LoopHooks,
         *,
         position: Position | None = None,
         decided: Sequence[Horizon] = (),
@@ -96,12 +96,12 @@ class Loop:
         zero = torch.zeros((), device=self._device)
         self._guard = _Guard(zero, zero)
 
-    def run(self, stop: StopRequest) -> Milestone:
+    def run(self, stop: StopRequest) -> Literal["final", "early", "stopped"]:
         """Train to the horizon, or until ``stop`` is set.
 
         Returns:
             ``final`` when the horizon was reached, ``early`` when held-out loss no longer fell, ``stopped`` when asked
-            to stop; the milestone of that kind has been passed.
+            to stop; what there is has been saved.
 
         Raises:
             GroundupError: the loss stays infinite or undefined, or there is no memory for one sequence. Checkpoints
@@ -113,7 +113,9 @@ class Loop:
         while not self.ended:
             self._settle_horizon()
             if self.settings.early_stop and self.position.stale >= self.settings.early_stop:
-                return self._pass("early")
+                if self.position.saved_step < self.position.step:
+                    self._pass("asked")
+                return "early"
             loss, gradient_norm, metrics = self._step()
             log = self._should_log()
             if (log or self._device.type == "cpu") and self._must_go_back(loss):
@@ -123,7 +125,8 @@ class Loop:
             if log or self._device.type == "cpu":
                 must_stop, must_save = self._asked(stop)
                 if must_stop:
-                    return self._pass("stopped")
+                    self._pass("stopped")
+                    return "stopped"
                 if must_save:
                     self._pass("asked")
             if self.ended:
@@ -133,7 +136,8 @@ class Loop:
                     self._pass("regular")
             elif self._at_evaluation():
                 self._pass("evaluation")
-        return self._pass("final")
+        self._pass("final")
+        return "final"
 
     def _asked(self, stop: StopRequest) -> tuple[bool, bool]:
         """Whether somebody asked to stop, or to save: any rank, so that all of them do the same at the same step."""
@@ -239,8 +243,10 @@ class Loop:
         if self.extras.average is not None:
             self.extras.average.update(step)
         self._after_step()
+        # While float16's scale can still come down, an overflow is its search for the right size, and no divergence.
+        lost = bad if scale is None else bad * (scale.scale < 1.0)
         guard = self._guard
-        guard.in_a_row, guard.total = (guard.in_a_row + bad) * bad, guard.total + bad
+        guard.in_a_row, guard.total = (guard.in_a_row + lost) * lost, guard.total + bad
         return norm
 
     def _after_step(self) -> None:
@@ -393,13 +399,12 @@ class Loop:
         every = self.settings.eval_every
         return every is not None and self.position.step % every == 0
 
-    def _pass(self, kind: Milestone) -> Milestone:
+    def _pass(self, kind: Milestone) -> None:
         if kind != "evaluation":
             self.position.saved_step, self.position.saved_seconds = self.position.step, self.position.seconds
         self.hooks.on_milestone(kind)
         self.model.train()
         self._tick(count=False)  # what the milestone took belongs to the run's time, not to the speed of its steps
-        return kind
 
     def _resume_clock(self) -> None:
         self._clock = time.monotonic()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
 from groundup.optim import Horizon, LossScale, WeightAverage
 from groundup.runtime.device import Precision
 
-Milestone = Literal["regular", "evaluation", "asked", "stopped", "early", "final"]
+Milestone = Literal["regular", "evaluation", "asked", "stopped", "final"]
 
 
 @dataclass
@@ -79,17 +79,16 @@ class LoopSettings:
     peak_flops: float = 0.0
 
 
-class Hooks(Protocol):
-    """What happens around the loop; whoever builds it says what.
-
-    A class may leave out what it does not care for by inheriting :class:`NoHooks`.
-    """
+class LoopHooks:
+    """What happens around the loop: nothing, at every occasion; whoever builds a loop overrides what he cares for."""
 
     def on_log(self, row: dict[str, Any]) -> None:
         """A row of metrics is there."""
 
     def on_milestone(self, kind: Milestone) -> None:
-        """Time to evaluate, sample and save: of ``evaluation`` only the first two, of ``asked`` only the last."""
+        """Time to evaluate, sample and save: of ``evaluation`` only the first two (and what is
+        the best so far), of ``asked`` only the last.
+        """
 
     def on_horizon(self, horizon: Horizon) -> None:
         """Time was turned into steps, before anything depends on it: it must outlive a crash."""
@@ -102,37 +101,10 @@ class Hooks(Protocol):
 
     def on_rollback(self) -> bool:
         """Put model, optimizers and position back to the last checkpoint; False where there is none."""
-        ...
-
-    def on_out_of_memory(self) -> bool:
-        """Memory ran out: deal micro-batches of half as many sequences from now on; False where that is impossible."""
-        ...
-
-
-class NoHooks:
-    """Does nothing at every occasion."""
-
-    def on_log(self, row: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def on_milestone(self, kind: Milestone) -> None:
-        """Nothing."""
-
-    def on_horizon(self, horizon: Horizon) -> None:
-        """Nothing."""
-
-    def before_update(self) -> None:
-        """Nothing."""
-
-    def after_step(self, step: int) -> None:
-        """Nothing."""
-
-    def on_rollback(self) -> bool:
-        """There is nothing to go back to."""
         return False
 
     def on_out_of_memory(self) -> bool:
-        """There is no smaller micro-batch."""
+        """Memory ran out: deal micro-batches of half as many sequences from now on; False where that is impossible."""
         return False
 
 

@@ -205,7 +205,7 @@ def _plan(given: Given, world: World) -> Pretraining:
     run = RunFolder(Path(defaults.out))
     before = resume_values(run, given, trained=bool(Checkpoints(run.checkpoints).all()))
     derived_before = run.derived(given) if before else []
-    given = _with_model_of(before or given)
+    given = before or _with_model_of(given)
     recipe = build(PretrainRecipe, without_open_shape(given.values), given.sources)
     budget = run_budget(given.values)
     device = device_of(recipe.device, world)

@@ -18,7 +18,7 @@ from groundup.optim import Horizon, LossScale, WeightAverage, build_optimizers
 from groundup.optim.groups import freeze
 from groundup.report import open_trackers
 from groundup.report.tracking import Trackers
-from groundup.runtime import GroundupError, Progress, progress, say
+from groundup.runtime import Progress, UsageError, progress, say
 from groundup.runtime.console import quantity
 from groundup.runtime.device import activation_dtype
 from groundup.runtime.files import folder_lock
@@ -28,7 +28,7 @@ from groundup.runtime.process_group import World, barrier
 from groundup.runtime.seeds import rng_state, seed_everything, set_rng_state
 from groundup.training.checkpoint import Checkpoints, Restored, restore_optimizers
 from groundup.training.loop import Loop
-from groundup.training.loop_parts import Extras, LoopSettings, Milestone, NoHooks, Position
+from groundup.training.loop_parts import Extras, LoopHooks, LoopSettings, Milestone, Position
 from groundup.training.objectives import NextToken
 from groundup.training.parallel import Stepper, compile_blocks, load_full, settle_way, spread
 from groundup.training.plan import Pretraining, plan_pretraining
@@ -86,7 +86,7 @@ def pretrain(pretraining: Pretraining, hooks: Hooks) -> tuple[Transformer, Pretr
         return _Sitting(pretraining, hooks).train()
 
 
-class _Sitting(NoHooks):
+class _Sitting(LoopHooks):
     """One process's part in a run: from start or checkpoint to the end or a stop."""
 
     def __init__(self, pretraining: Pretraining, hooks: Hooks) -> None:
@@ -285,7 +285,7 @@ class _Sitting(NoHooks):
         if kind != "asked":
             with self._averaged():
                 best = self._measure()
-        if kind != "evaluation":
+        if kind != "evaluation" or best:
             self._save(best)
 
     def on_rollback(self) -> bool:
@@ -353,8 +353,11 @@ def _with_config(model: Transformer, recipe: PretrainRecipe) -> Transformer:
     if recipe.model == model.config:
         return model
     fresh = Transformer(recipe.model)
-    missing = fresh.load_state_dict(model.state_dict(), strict=False)
-    if missing.missing_keys or missing.unexpected_keys:
-        name = (missing.missing_keys + missing.unexpected_keys)[0]
-        raise GroundupError(f"init_from = {recipe.init_from}: {name} fits only one of its model and the recipe's.")
+    try:
+        fresh.load_state_dict(model.state_dict())
+    except RuntimeError as error:
+        what = str(error).splitlines()[-1].strip()
+        raise UsageError(
+            f"init_from = {recipe.init_from}: its weights do not fit the recipe's model: {what}"
+        ) from error
     return fresh

@@ -95,7 +95,7 @@ class PretrainRecipe:
         micro_batch: sequences that pass through the model at once
         log_every: steps between rows of metrics
         save_every: steps between checkpoints; null for ten times over the run
-        eval_every: steps between evaluations that save nothing; null for at checkpoints alone
+        eval_every: steps between evaluations that save only what is the best so far; null for at checkpoints alone
         early_stop: evaluations without a better held-out loss before the run ends; 0 for never
         patience: steps in a row with gradients that are not finite before the run goes back to its last checkpoint
         eval_tokens: held-out tokens looked at on the way (the final evaluation takes all)
