@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from attention_bench import Bench, Rounds, machine, rounded, say
+from attention_bench import Bench, Kept, Rounds, machine, rounded, say
 from attention_kinds import COMMON, KINDS, contenders_of, needed_bytes, phases_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,28 +67,17 @@ def save(folder: Path, fields: dict[str, Any]) -> int:
 # ---- the parts
 
 
-def attention_part(
-    bench: Bench, kinds: Sequence[str], lengths: Sequence[int], done: Path | None = None
-) -> list[dict[str, Any]]:
-    """Every kind at every length: rounds of times, peak bytes and cache bytes of each contender.
-
-    Args:
-        done: where cases are kept as they are measured, a line each; those that stand there are not measured again.
-    """
-    cases = [json.loads(line) for line in done.read_text().splitlines()] if done and done.is_file() else []
-    known = {(case["kind"], case["length"]) for case in cases}
+def attention_part(bench: Bench, kinds: Sequence[str], lengths: Sequence[int], kept: Kept) -> list[dict[str, Any]]:
+    """Every kind at every length, but for what is kept: rounds of times, peak and cache bytes of each contender."""
     longest = max(lengths) + 64
     for kind in kinds:
         folder = bench.folder / kind
         save(folder, COMMON | KINDS[kind] | {"context_length": longest})
         for length in lengths:
-            if (kind, length) in known:
+            if kept.has(kind=kind, length=length):
                 continue
             case = one_case(bench, kind, folder, length)
-            cases.append(case)
-            if done:
-                with open(done, "a") as file:
-                    file.write(json.dumps(case) + "\n")
+            kept.add(case)
             for name, times in case["rounds"].items():
                 shown = "  ".join(
                     f"{phase} {1e3 * median(one[phase] for one in times):8.2f} ms"
@@ -96,7 +85,7 @@ def attention_part(
                     if phase in times[0]
                 )
                 say(f"  {kind:<14} {length:>5} {name:<32} {shown}")
-    return cases
+    return kept.cases
 
 
 def one_case(bench: Bench, kind: str, folder: Path, length: int) -> dict[str, Any]:
@@ -226,7 +215,7 @@ def measure_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bench = Bench(folder, arguments)
     if "attention" in wanted:
         lengths = arguments.lengths or ((96,) if quick else LENGTHS)
-        result["attention"] = attention_part(bench, arguments.kinds, sorted(lengths), arguments.done)
+        result["attention"] = attention_part(bench, arguments.kinds, sorted(lengths), Kept(arguments.done))
     if "gpt2" in wanted:
         result["gpt2"] = gpt2_part(bench, quick=quick)
     if "experts" in wanted:

@@ -165,3 +165,26 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(of) for key, of in value.items()}
     return [rounded(of) for of in value] if isinstance(value, list) else value
+
+
+class Kept:
+    """Cases that have been measured, a line of JSON each in a file, if there is to be one: an interrupted run goes on.
+
+    Args:
+        path: the file; what stands in it has been measured.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.cases = [json.loads(line) for line in path.read_text().splitlines()] if path and path.is_file() else []
+
+    def has(self, **named: Any) -> bool:
+        """Whether there is a case of these."""
+        return any(all(case[key] == value for key, value in named.items()) for case in self.cases)
+
+    def add(self, case: dict[str, Any]) -> None:
+        """One more."""
+        self.cases.append(case)
+        if self._path:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(case) + "\n")

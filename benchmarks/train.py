@@ -36,7 +36,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from attention_bench import Bench, Rounds, machine, rounded, say
+from attention_bench import Bench, Kept, Rounds, machine, rounded, say
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -154,10 +154,12 @@ def measure_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "sizes": sizes,
         "load_before": os.getloadavg()[0],
     }
-    bench = Bench(folder, arguments, JOBS)
-    result["cases"] = [
-        measure_case(bench, name, size, way, packages) for name, size in sizes.items() for way in arguments.ways
-    ]
+    bench, kept = Bench(folder, arguments, JOBS), Kept(arguments.done)
+    for name, size in sizes.items():
+        for way in arguments.ways:
+            if not kept.has(size=name, way=way):
+                kept.add(measure_case(bench, name, size, way, packages))
+    result["cases"] = kept.cases
     bench.close()
     result |= {"rounds": bench.rounds, "failures": bench.failures, "machine": machine(arguments.device)}
     result["machine"]["packages"]["litgpt"] = version("litgpt") if packages["litgpt"] else None
@@ -175,6 +177,7 @@ def main() -> None:
                         help=f"of {'; '.join(WAYS)}; fewer than all are not kept")  # fmt: skip
     parser.add_argument("--rounds", type=int, help="how often each contender runs (3)")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round; nothing is kept")
+    parser.add_argument("--done", type=Path, metavar="FILE", help="keep what is measured there, and go on from it")
     parser.add_argument("--out", type=Path, help="write the result there instead of where it is kept")
     parser.set_defaults(dtype="float32", memory_limit=0.0)  # of the attention benchmark: here each job names its own
     arguments = parser.parse_args()

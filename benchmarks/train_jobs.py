@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from groundup.data import TokenBatch
 from groundup.model import ModelConfig, Transformer, explain, fastest_backend
 from groundup.optim import OptimConfig, build_optimizers
-from groundup.runtime.device import Precision, autocast, choose_precision, matmul_flops
+from groundup.runtime.device import Precision, autocast, choose_precision, keep_freed_memory, matmul_flops
 from groundup.runtime.interrupt import StopRequest
 from groundup.training import Loop, LoopHooks, LoopSettings, NextToken
 from groundup.training.parallel import compile_blocks
@@ -161,6 +161,7 @@ class _Hooks(LoopHooks):
 
 def our_training(job: Job, precision: Precision, compiled: bool, clock: Clock) -> tuple[nn.Module, float]:
     """The loop of ``groundup pretrain``, as it is, without a run folder."""
+    keep_freed_memory()  # as that command does; where memory is measured, the allocator's settings are given already
     size, config, device = job["size"], our_config(job), clock.device
     model = Transformer(config).to(device)
     dtype = getattr(torch, precision)

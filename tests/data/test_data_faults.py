@@ -30,7 +30,7 @@ def left_over(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.name.startswith("."))
 
 
-@pytest.mark.parametrize("broken", ["write_documents", "write_json", "ShardWriter", "split"])
+@pytest.mark.parametrize("broken", ["Spool", "write_json", "PartWriter", "split"])
 def test_a_full_disk_keeps_the_corpus_that_was_there(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -81,7 +81,7 @@ def test_an_interruption_leaves_nothing(text: Path, tmp_path: Path, monkeypatch:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline_module, "write_documents", interrupt)
+    monkeypatch.setattr(pipeline_module, "PartWriter", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare(str(text), tmp_path / "out", vocab_size=260)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["text.txt"]
@@ -95,7 +95,7 @@ def test_kill_9_leaves_nothing_half_made(text: Path, tmp_path: Path, stage: str)
 import os, signal, sys
 from pathlib import Path
 from groundup.data import pipeline
-name = {{"collect": "utf8_length", "split": "split", "write": "write_documents", "last": "say"}}[{stage!r}]
+name = {{"collect": "utf8_length", "split": "split", "write": "PartWriter", "last": "say"}}[{stage!r}]
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 if {stage!r} == "last":
     os.replace = die

@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from groundup.data import CorpusRecipe, PreparedData, TokenLoader, TokenSet, prepare, suggest_vocab_size
+from groundup.data.pipeline import _sample
 from groundup.runtime import GroundupError, UsageError
 from groundup.tokenizer import Tokenizer
 
@@ -50,7 +53,7 @@ def test_everything_a_run_needs_is_there(corpus_folder: Path, tmp_path: Path, ca
     assert made.stats["dropped"] == {"duplicate": 1, "too short": 1}
     assert made.stats["skipped"] == {"binary": 1}
     assert made.stats["split"] == "by document"
-    assert set(made.stats["seconds"]) == {"collect", "clean", "tokenizer", "shards"}
+    assert set(made.stats["seconds"]) == {"collect", "split", "tokenizer", "shards"}
     dropped = [json.loads(line) for line in (out / "dropped.jsonl").read_text().splitlines()]
     assert {(one["name"], one["reason"]) for one in dropped} == {
         ("image.txt", "binary"),
@@ -272,7 +275,7 @@ def test_the_default_corpus_in_time(tmp_path: Path) -> None:
     made = prepare("stdlib", tmp_path / "out")
     assert time.perf_counter() - started < 45
     seconds = made.stats["seconds"]
-    assert seconds["collect"] + seconds["clean"] + seconds["shards"] < 15
+    assert seconds["collect"] + seconds["split"] + seconds["shards"] < 15
     groups = {part: {one.group for one in made.documents(part)} - {None} for part in ("train", "val")}
     assert groups["val"]
     assert not groups["train"] & groups["val"]
@@ -335,3 +338,75 @@ def test_documents_are_plain_json_lines(corpus_folder: Path, tmp_path: Path) -> 
         records = [json.loads(line) for line in file]
     assert all(set(record) == {"name", "text"} for record in records)
     assert os.path.getsize(tmp_path / "out" / "val" / "documents.jsonl.gz") < sum(len(one["text"]) for one in records)
+
+
+def test_a_corpus_that_waits_on_the_disk_is_the_same(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spooled, encoded and written in small pieces, or all at once."""
+    first = prepare(str(corpus_folder), tmp_path / "one", vocab_size=300)
+    monkeypatch.setattr("groundup.data.spool.IN_MEMORY", 5_000)
+    monkeypatch.setattr("groundup.data.prepared._BATCH_CHARS", 2_500)
+    monkeypatch.setattr("groundup.data.shards._HELD_TOKENS", 1_000)
+    second = prepare(str(corpus_folder), tmp_path / "two", vocab_size=300)
+    names = sorted(str(path.relative_to(first.folder)) for path in first.folder.rglob("*") if path.is_file())
+    for name in names:
+        if name != "stats.json":  # which holds the seconds
+            assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes(), name
+    assert first.stats | {"seconds": None} == second.stats | {"seconds": None}
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc")
+    script = """
+import sys
+from pathlib import Path
+from groundup.data import CorpusRecipe, prepare
+prepare(sys.argv[1], Path(sys.argv[2]), vocab_size=400, corpus=CorpusRecipe(tokenizer_bytes=1_000_000))
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM"):
+        print(int(line.split()[1]) * 1024)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    chosen = random.Random(5)
+    paragraphs = [prose(4_000, seed=number) for number in range(50)]
+    peaks = []
+    for megabytes in (80, 320):
+        path = tmp_path / f"{megabytes}.jsonl"
+        with open(path, "w") as file:
+            for number in range(megabytes * 10**6 // 16_000):
+                text = f"{number} " + " ".join(chosen.choices(paragraphs, k=4))
+                file.write(json.dumps({"text": text}) + "\n")
+        command = [sys.executable, "-c", script, str(path), str(tmp_path / f"out-{megabytes}")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] - peaks[0] < 60e6
+
+
+def test_the_vocabulary_is_learnt_from_a_part_taken_evenly(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(100):
+        (folder / f"{number:02d}.txt").write_text(f"word{chr(97 + number // 10) * 5} " * 40)
+    corpus = CorpusRecipe(dedup=False, tokenizer_bytes=10_000)
+    tokenizer = prepare(str(folder), tmp_path / "out", vocab_size=400, corpus=corpus).tokenizer
+    assert all(len(tokenizer.encode(f" word{letter * 5}")) == 1 for letter in "abcdefghij")
+    texts = ["x" * size for size in (700, 100, 900, 300, 100, 400, 500)]
+    for most in (1, 800, 1_500, 2_999, 3_000, 10**9):
+        taken = list(_sample(iter(texts), 3_000, most))
+        assert sum(map(len, taken)) <= max(most, 700)
+        assert taken == texts or most < 3_000
+    assert list(_sample(iter(texts), 3_000, 1)) == texts[:1]
+
+
+def test_a_corpus_from_before_that_limit_is_used_as_it_is(corpus_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(str(corpus_folder), out)
+    stats = json.loads((out / "stats.json").read_text())
+    del stats["inputs"]["corpus"]["tokenizer_bytes"]
+    (out / "stats.json").write_text(json.dumps(stats))
+    before = (out / "stats.json").stat().st_mtime_ns
+    prepare(str(corpus_folder), out)
+    assert (out / "stats.json").stat().st_mtime_ns == before

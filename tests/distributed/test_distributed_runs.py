@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -113,6 +114,29 @@ def test_a_rank_that_hangs_is_named_when_the_time_is_up(text: Path, tmp_path: Pa
     assert process.returncode != 0
     assert "lost touch with rank 1" in errors
     assert "the same command goes on from the last checkpoint" in errors
+
+
+@pytest.mark.slow
+def test_a_full_disk_during_a_save_stops_nothing(text: Path, tmp_path: Path, small_disk: Callable[[str], Path]) -> None:
+    disk, out = small_disk("size=40m"), tmp_path / "run"
+    out.mkdir()
+    (out / "checkpoints").symlink_to(disk, target_is_directory=True)
+    words = command(text, out, 2, parallel="fsdp", **{"max-steps": 200, "save-every": 25})
+    process = start(words, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(process, out, 40)
+    before = sorted(path.name for path in disk.glob("step-*"))
+    with suppress(OSError), open(disk / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    wait_for(process, out, 110)
+    assert {path.name for path in disk.glob("step-*")} >= set(before)
+    (disk / "filler").unlink()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors[-3000:]
+    assert "no space left on the disk" in errors
+    assert "This checkpoint was not saved; earlier ones stay." in " ".join(errors.split())
+    assert len(losses(out)) == 200
+    assert os.readlink(disk / "latest") == "step-000200"
 
 
 def _rank(launcher: int, rank: int) -> int:

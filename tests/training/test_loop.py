@@ -517,3 +517,12 @@ def test_gradients_are_clipped_to_the_limit(model: Transformer, config: ModelCon
     run(loop)
     assert norms == [pytest.approx(0.25, rel=1e-3)]
     assert recorded["rows"][0]["grad_norm"] > 100
+
+
+def test_a_long_time_without_a_save_brings_one_forward(
+    model: Transformer, config: ModelConfig, optim_config: OptimConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: dict[str, list[Any]] = {}
+    monkeypatch.setattr("groundup.training.loop.SAVE_AT_LEAST_EVERY_SECONDS", 0.0)
+    run(make_loop(model, optim_config, random_batches(config, 1), recorded, max_steps=4))
+    assert recorded["milestones"] == [("regular", 1), ("regular", 2), ("regular", 3), ("final", 4)]

@@ -237,6 +237,17 @@ def test_another_corpus_in_the_place_of_the_runs_is_noticed(texts: dict[str, Pat
         run(out, corpus, max_steps=12, **own)
 
 
+def test_a_text_shorter_than_a_batch_is_said_and_read_again(
+    texts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(tmp_path / "run", texts["animals"], batch_tokens=16 * 2 * 400, max_steps=2, save_every=2)
+    assert done.finished
+    said = " ".join(capsys.readouterr().err.split())
+    tokens = done.prepared.train.n_tokens
+    assert tokens < 12_800
+    assert f"{tokens:,} tokens of text are fewer than a step reads (batch_tokens = 12,800)" in said
+
+
 def test_a_profile_and_the_hardware_are_noted_when_asked(texts: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(out, texts["animals"], profile="3:4", monitor_every=0.05, track=["tensorboard"])

@@ -3,7 +3,8 @@
 Read in this order: document.py (what flows through here), sources.py (where text comes from:
 stdlib_source.py, files.py, hub.py, download.py), clean.py and dedup.py (what is mended and what is dropped,
 with the reason), split.py (what is held out), shards.py (tokens on the disk), pipeline.py (the whole way, in
-one atomic folder; recipe.py holds its knobs, prepared.py its result), permutation.py and loader.py (batches
+one atomic folder; recipe.py holds its knobs, prepared.py its result, and spool.py the texts on their way, which need
+not fit into memory), permutation.py and loader.py (batches
 as a pure function of seed and index; batch.py says what a batch is), packing.py (whole documents in a row), fim.py
 (what is missing in the middle), mixture.py (several texts, in proportions that may change), loader_recipe.py (the knobs
 of all these), prefetch.py (batches made ahead of their use). Two files stand aside: remote.py reads a prepared corpus

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ from groundup.data.prepared import (
     PARTS,
     STATS,
     VERSION,
+    PartWriter,
     PreparedData,
     read_stats,
-    write_documents,
 )
 from groundup.data.recipe import CorpusRecipe
 from groundup.data.remote import NotPreparedError, open_remote
-from groundup.data.shards import MANIFEST, ShardWriter
+from groundup.data.shards import MANIFEST
 from groundup.data.sources import NAMED_SOURCES, open_source
-from groundup.data.split import Split, split
+from groundup.data.split import Outline, Split, split
+from groundup.data.spool import Spool
 from groundup.data.stdlib_source import TABLE
 from groundup.runtime import GroundupError, UsageError, atomic_folder, progress, say, warn, write_json
 from groundup.runtime.files import remove_leftovers
@@ -38,7 +40,6 @@ from groundup.tokenizer import END_OF_TEXT, Tokenizer
 MIN_TEXT_BYTES = 2_000
 SMALL_TEXT_BYTES = 100_000
 
-_BATCH_CHARS = 4_000_000  # text encoded at a time
 _EXPECTED_SKIPS = {"hidden or tool folder", "hidden file", TABLE}  # what nobody needs to be warned about
 _OURS = {*PARTS, "tokenizer", STATS, DROPPED}
 
@@ -122,10 +123,10 @@ def prepare(
     if (ready := _already_made(out, inputs)) is not None:
         say(f"{out}: this corpus is there already, made from the same text and settings.")
         return ready
-    with atomic_folder(out) as folder:
-        build = _Build(folder, source, corpus, inputs)
-        documents = build.clean(build.collect())
-        parts = build.split(documents)
+    with atomic_folder(out) as folder, closing(Spool(folder)) as spool:
+        build = _Build(folder, spool, source, corpus, inputs)
+        build.collect()
+        parts = build.split()
         size = vocab_size or suggest_vocab_size(build.counts["bytes"]["train"], max_vocab_size)
         wanted = size if algorithm == "bpe" else vocab_size
         chosen = tokenizer or build.train_tokenizer(parts, wanted, pattern, algorithm, special_tokens)
@@ -135,60 +136,61 @@ def prepare(
 
 @dataclass
 class _Build:
-    """One preparation under way: its stages, and what they note for ``stats.json`` and ``dropped.jsonl``."""
+    """One preparation under way: its stages, and what they note for ``stats.json`` and ``dropped.jsonl``.
+
+    Texts pass through one at a time: from the source into the spool, and from there as often as they are needed, so
+    that a corpus may be larger than memory.
+    """
 
     folder: Path
+    spool: Spool
     source: Source
     corpus: CorpusRecipe
     inputs: dict[str, Any]
+    outline: Outline = field(default_factory=Outline)
     dropped: list[Dropped] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=lambda: {"documents": {}, "bytes": {}})
 
-    def collect(self) -> list[Document]:
-        """Read the source, up to ``corpus.max_bytes``."""
-        documents: list[Document] = []
-        read, most = 0, self.corpus.max_bytes
-        with self._stage("collect"), progress("collecting text", most, "bytes") as bar:
-            for document in self.source:
-                size = utf8_length(document.text)
-                if most is not None and read + size > most:  # a part of the document that reaches past the end
-                    head = document.text.encode("utf-8", "surrogatepass")[: most - read].decode("utf-8", "ignore")
-                    document, size = replace(document, text=head), utf8_length(head)
-                    most = read + size
-                documents.append(document)
-                read += size
-                bar.advance(size)
-                if read == most:
-                    break
-        self._count("collected", documents, read)
-        self._warn_of_skipped()
-        return documents
-
-    def clean(self, documents: list[Document]) -> list[Document]:
-        """Mend every document; drop what is no use, and what was there before."""
-        kept: list[Document] = []
+    def collect(self) -> None:
+        """Read the source; mend every document; drop what is no use, and what was there before."""
         is_new = ExactDuplicates()
-        with self._stage("clean"), progress("cleaning", len(documents), "documents") as bar:
-            for document in documents:
+        with self._stage("collect"):
+            for document in self._read():
                 result = clean(document, self.corpus.min_chars)
                 if isinstance(result, Document) and self.corpus.dedup:
                     result = is_new(result)
                 if isinstance(result, Document):
-                    kept.append(result)
+                    self.spool.add(result)
+                    self.outline.add(result)
+                    self._count("cleaned", self.outline.sizes[-1])
                 else:
                     self.dropped.append(result)
-                bar.advance()
-        self._count("cleaned", kept)
+        self._warn_of_skipped()
         self._check_size()
-        return kept
 
-    def split(self, documents: list[Document]) -> Split:
+    def _read(self) -> Iterator[Document]:
+        """The documents of the source, up to ``corpus.max_bytes``."""
+        most = self.corpus.max_bytes
+        with progress("collecting text", most, "bytes") as bar:
+            for document in self.source:
+                size, left = utf8_length(document.text), math.inf if most is None else most - self._bytes("collected")
+                if size > left:  # a part of the document that reaches past the end
+                    head = document.text.encode("utf-8", "surrogatepass")[: int(left)].decode("utf-8", "ignore")
+                    document = replace(document, text=head)
+                self._count("collected", utf8_length(document.text))
+                bar.advance(utf8_length(document.text))
+                yield document
+                if size >= left:
+                    break
+
+    def split(self) -> Split:
         """Hold out the validation part."""
-        with self._stage("clean"):
-            parts = split(documents, self.corpus.val_fraction, self.corpus.max_val_bytes, self.corpus.split_seed)
-        self._count("train", parts.train)
-        self._count("val", parts.val)
+        corpus = self.corpus
+        with self._stage("split"):
+            parts = split(self.outline, corpus.val_fraction, corpus.max_val_bytes, corpus.split_seed)
+            for part, document in parts.parts(self.spool):
+                self._count(part, utf8_length(document.text))
         return parts
 
     def train_tokenizer(
@@ -196,32 +198,29 @@ class _Build:
     ) -> Tokenizer:
         """Train a tokenizer on the training part alone."""
         with self._stage("tokenizer"):
-            texts = (document.text for document in parts.train)
+            texts = _sample(
+                (document.text for part, document in parts.parts(self.spool) if part == "train"),
+                self._bytes("train"),
+                self.corpus.tokenizer_bytes,
+            )
             return Tokenizer.train(
                 texts, vocab_size, pattern, special_tokens=(*special_tokens, END_OF_TEXT), algorithm=algorithm
             )
 
     def write(self, parts: Split, tokenizer: Tokenizer) -> None:
         """Write tokens, texts, tokenizer, what was dropped, and the stats."""
-        tokens = {}
-        total = self.counts["bytes"]["train"] + self.counts["bytes"]["val"]
-        with self._stage("shards"), progress("writing token shards", total, "bytes") as bar:
+        total = self._bytes("train") + self._bytes("val")
+        with self._stage("shards"), progress("writing token shards", total, "bytes") as bar, ExitStack() as open_now:
             tokenizer.save(self.folder / "tokenizer")
-            for part, documents in zip(PARTS, (parts.train, parts.val), strict=True):
-                place = self.folder / part
-                place.mkdir()
-                tokens[part] = 0
-                writer = ShardWriter(place, tokenizer, self.corpus.shard_tokens)
-                for batch in _batches(documents):
-                    ids, offsets = tokenizer.encode_array([document.text for document in batch])
-                    for document, start, end in zip(batch, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-                        size = utf8_length(document.text)
-                        writer.add(ids[start:end], size)
-                        tokens[part] += end - start + 1
-                        bar.advance(size)
-                writer.close()
-                write_documents(place / "documents.jsonl.gz", documents)
-        self._write_notes(parts, tokenizer, tokens)
+            writers = {
+                part: open_now.enter_context(
+                    PartWriter(self.folder / part, tokenizer, self.corpus.shard_tokens, bar.advance)
+                )
+                for part in PARTS
+            }
+            for part, document in parts.parts(self.spool):
+                writers[part].add(document)
+        self._write_notes(parts, tokenizer, {part: writer.n_tokens for part, writer in writers.items()})
 
     def _write_notes(self, parts: Split, tokenizer: Tokenizer, tokens: dict[str, int]) -> None:
         lines = []
@@ -252,11 +251,13 @@ class _Build:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def _count(self, stage: str, documents: list[Document], n_bytes: int | None = None) -> None:
-        self.counts["documents"][stage] = len(documents)
-        if n_bytes is None:
-            n_bytes = sum(utf8_length(document.text) for document in documents)
-        self.counts["bytes"][stage] = n_bytes
+    def _count(self, stage: str, n_bytes: int) -> None:
+        """One more document of so many bytes has passed a stage."""
+        for what, more in (("documents", 1), ("bytes", n_bytes)):
+            self.counts[what][stage] = self.counts[what].get(stage, 0) + more
+
+    def _bytes(self, stage: str) -> int:
+        return self.counts["bytes"].get(stage, 0)
 
     def _warn_of_skipped(self) -> None:
         surprising = [one for one in self.source.skipped if one.reason not in _EXPECTED_SKIPS]
@@ -268,7 +269,7 @@ class _Build:
             )
 
     def _check_size(self) -> None:
-        size = self.counts["bytes"]["cleaned"]
+        size = self._bytes("cleaned")
         if size < MIN_TEXT_BYTES:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in count_reasons(self.dropped).items())
             dropped = f" (documents dropped: {reasons})" if reasons else ""
@@ -283,18 +284,18 @@ class _Build:
             )
 
 
-def _batches(documents: list[Document]) -> Iterator[list[Document]]:
-    """Documents of about ``_BATCH_CHARS`` characters together."""
-    batch: list[Document] = []
-    chars = 0
-    for document in documents:
-        batch.append(document)
-        chars += len(document.text)
-        if chars >= _BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
+def _sample(texts: Iterable[str], n_bytes: int, most: int) -> Iterator[str]:
+    """Of texts that have ``n_bytes`` together, ``most`` at most, taken evenly from beginning to end.
+
+    The first is taken in any case, whatever its size: there must be something to learn from.
+    """
+    passed = taken = 0
+    for text in texts:
+        size = utf8_length(text)
+        passed += size
+        if not taken or (taken + size) * n_bytes <= passed * most:
+            taken += size
+            yield text
 
 
 def check_place(out: Path) -> None:
@@ -368,6 +369,7 @@ def _same_inputs(made: dict[str, Any], inputs: dict[str, Any]) -> bool:
     a run that trained on it must find the same text again.
     """
     made = {"algorithm": "bpe", **made}
+    made["corpus"] = {"tokenizer_bytes": CorpusRecipe.tokenizer_bytes, **made["corpus"]}
     asked = inputs["corpus"]["split_seed"]
     if "seed" in made and asked in (made.pop("seed"), CorpusRecipe.split_seed):
         made["corpus"] = {"split_seed": asked, **made["corpus"]}

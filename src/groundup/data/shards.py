@@ -29,6 +29,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 _MEND = "Prepare the data again: delete this folder, then run the same command."
 
+_HELD_TOKENS = 1 << 22  # tokens held before they are written
 _RELEASE_BYTES = 64 << 20  # mapped memory that may pile up before it is handed back
 _FAULT_BYTES = 64 << 10  # what one page fault may map: the kernel maps neighbouring pages that are in memory, too
 
@@ -57,9 +58,11 @@ class ShardWriter:
             "end_of_text_id": tokenizer.end_of_text_id,
         }
         self._shards: list[dict[str, Any]] = []
-        self._pieces: list[TokenArray] = []  # of the shard being filled
+        # Of the shard being filled:
+        self._pieces: list[TokenArray] = []  # what is not in its file yet
         self._starts: list[int] = []
-        self._filled = self._text_bytes = 0
+        self._digest = hashlib.sha256()
+        self._filled = self._held = self._text_bytes = 0
 
     def add(self, ids: TokenArray, text_bytes: int) -> None:
         """Append one document.
@@ -100,32 +103,42 @@ class ShardWriter:
     def _append(self, ids: TokenArray) -> None:
         self._pieces.append(ids)
         self._filled += len(ids)
+        self._held += len(ids)
+        if self._held >= _HELD_TOKENS:
+            self._spill()
+
+    def _spill(self) -> None:
+        """Move what is held to the end of the shard's file."""
+        raw = np.concatenate(self._pieces).tobytes()
+        path = self.folder / f"{self._name()}.bin"
+        with os_errors(path, "cannot write"), open(path, "wb" if self._held == self._filled else "ab") as file:
+            file.write(raw)
+        self._digest.update(raw)
+        self._pieces, self._held = [], 0
 
     def _flush(self) -> None:
-        name = f"tokens-{len(self._shards):05d}"
-        digests = {}
-        for suffix, array in (
-            (".bin", np.concatenate(self._pieces)),
-            (".idx", np.array(self._starts, "<i8")),
-        ):
-            raw = array.tobytes()
-            path = self.folder / (name + suffix)
-            with os_errors(path, "cannot write"):
-                path.write_bytes(raw)
-            digests[suffix] = hashlib.sha256(raw).hexdigest()
+        if self._held:
+            self._spill()
+        name, starts = self._name(), np.array(self._starts, "<i8").tobytes()
+        path = self.folder / f"{name}.idx"
+        with os_errors(path, "cannot write"):
+            path.write_bytes(starts)
         self._shards.append(
             {
                 "file": f"{name}.bin",
-                "index": f"{name}.idx",
+                "index": path.name,
                 "tokens": self._filled,
                 "documents": len(self._starts),
                 "text_bytes": self._text_bytes,
-                "sha256": digests[".bin"],
-                "index_sha256": digests[".idx"],
+                "sha256": self._digest.hexdigest(),
+                "index_sha256": hashlib.sha256(starts).hexdigest(),
             }
         )
-        self._pieces, self._starts = [], []
+        self._starts, self._digest = [], hashlib.sha256()
         self._filled = self._text_bytes = 0
+
+    def _name(self) -> str:
+        return f"tokens-{len(self._shards):05d}"
 
 
 class TokenSet:

@@ -82,7 +82,7 @@ def attend(
         backend = "explicit"
     if view.narrow and view.past == 0 and view.window is not None and scores.slopes_H is None:
         return _in_blocks(q_BTHD, k_BSGD, v_BSGD, view, scores, backend)
-    if view.queries == 1 and scores.slopes_H is None and scores.sinks_H is None:
+    if view.queries == 1 and scores.slopes_H is None:
         return _one_query(q, k, v, view, scores, backend).transpose(1, 2)
     k, v = _shared(q, k, v)
     if backend == "explicit":
@@ -131,7 +131,8 @@ def _explicit(
     else:
         scores_BHTS = softcap(torch.bmm(q_NTD, k_NDS).view(B, H, T, S) * scores.scale, scores.softcap) + hidden
     if scores.sinks_H is not None:
-        sinks = scores.sinks_H.to(scores_BHTS.dtype).view(1, H, 1, 1).expand(B, H, T, 1)
+        # A sink for each head; where a single query's heads stand in rows (_one_query), for each row.
+        sinks = scores.sinks_H.to(scores_BHTS.dtype).view(1, H, -1, 1).expand(B, H, T, 1)
         weights_BHTS = torch.cat([scores_BHTS, sinks], dim=-1).softmax(dim=-1)[..., :-1]
     else:
         weights_BHTS = scores_BHTS.softmax(dim=-1)
@@ -184,9 +185,6 @@ def _sdpa_with_sinks(
     v = F.pad(v_BHSD, (0, 0, 1, 0))
     mask = None if mask is None else F.pad(F.pad(mask, (1, 0), value=True), (0, 0, 1, 0), value=True)
     bias = None if bias is None else F.pad(bias, (1, 0, 1, 0))
-    if mask is None and T == 1:
-        q = q[:, :, 1:]
-        bias = None if bias is None else bias[:, :, 1:]
     plain = Scores(scores.scale, dropout=scores.dropout)
     mixed = _sdpa(q, k, v, mask, plain, bias)
     return mixed[:, :, -T:]
@@ -201,7 +199,7 @@ def _one_query(q_BH1D: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, view: View, score
     G = k_BGSD.shape[1]
     q_BGRD = q_BH1D.reshape(B, G, H // G, D)
     mask = view.mask() if view.dense else None
-    if backend == "explicit":
+    if backend == "explicit" or scores.sinks_H is not None:  # for sinks the fused way copies all keys and values
         everything = torch.ones(1, 1, 1, k_BGSD.shape[2], dtype=torch.bool, device=q_BH1D.device)
         mixed, _ = _explicit(q_BGRD, k_BGSD, v_BGSD, everything if mask is None else mask, scores, None)
     else:

@@ -288,5 +288,5 @@ def _decoding(config: ModelConfig, context: int, a: int) -> int:
     """Bytes that one block holds for a moment while a sequence's next token is computed."""
     if config.latent.kv_rank:  # latents and rotary keys side by side
         return a * context * (config.latent.kv_rank + config.latent.rope_dim) + STREAM * config.n_head * context
-    copied = config.positions == "alibi" or config.attention_sinks  # a key and value for each query head
+    copied = config.positions == "alibi"  # a key and value for each query head
     return a * context * config.n_head * (config.head_width + config.value_width) if copied else 0

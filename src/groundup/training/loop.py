@@ -117,13 +117,13 @@ class Loop:
                     self._pass("asked")
                 return "early"
             loss, gradient_norm, metrics = self._step()
-            log = self._should_log()
+            log, overdue = self._should_log(), False
             if (log or self._device.type == "cpu") and self._must_go_back(loss):
                 continue
             if log:
                 self._log(loss, gradient_norm, metrics)
             if log or self._device.type == "cpu":
-                must_stop, must_save = self._asked(stop)
+                must_stop, must_save, overdue = self._asked(stop)
                 if must_stop:
                     self._pass("stopped")
                     return "stopped"
@@ -131,7 +131,7 @@ class Loop:
                     self._pass("asked")
             if self.ended:
                 break  # type: ignore[unreachable]  # mypy takes the property for a constant
-            if self._at_milestone():
+            if overdue or self._at_milestone():
                 if not self._guard.in_a_row.item():  # else weights that may be the cause would be kept
                     self._pass("regular")
             elif self._at_evaluation():
@@ -139,15 +139,18 @@ class Loop:
         self._pass("final")
         return "final"
 
-    def _asked(self, stop: StopRequest) -> tuple[bool, bool]:
-        """Whether somebody asked to stop, or to save: any rank, so that all of them do the same at the same step."""
-        asked = (stop.signal is not None, stop.save)
+    def _asked(self, stop: StopRequest) -> tuple[bool, bool, bool]:
+        """Whether somebody asked to stop, or to save, or the last save is long ago: on any rank, so that all of them do
+        the same at the same step.
+        """
+        overdue = self.position.seconds - self.position.saved_seconds >= SAVE_AT_LEAST_EVERY_SECONDS
+        flags = (stop.signal is not None, stop.save, overdue and self.settings.save_every is None)
         stop.save = False
-        if self.world.size == 1:
-            return asked
-        flags = torch.tensor([float(flag) for flag in asked], device=self._device)
-        must_stop, must_save = sum_over_ranks(self.world, flags).tolist()
-        return must_stop > 0, must_save > 0
+        if self.world.size > 1:
+            mine = torch.tensor([float(flag) for flag in flags], device=self._device)
+            must_stop, must_save, overdue = (found > 0 for found in sum_over_ranks(self.world, mine).tolist())
+            return must_stop, must_save, overdue
+        return flags
 
     @property
     def ended(self) -> bool:
@@ -385,8 +388,6 @@ class Loop:
         position = self.position
         if self.settings.save_every is not None:
             return position.step % self.settings.save_every == 0
-        if self.world.size == 1 and position.seconds - position.saved_seconds >= SAVE_AT_LEAST_EVERY_SECONDS:
-            return True
         if self.horizon is not None:
             return position.step - position.saved_step >= self.horizon.steps / MILESTONES
         assert self.settings.seconds is not None

@@ -14,7 +14,7 @@ from groundup.config import Given, build
 from groundup.data import SENTINEL_TOKENS, PreparedData, TokenSet, prepare
 from groundup.model import ModelConfig, explain, fastest_backend
 from groundup.report import check_trackers
-from groundup.runtime import GroundupError, UsageError, read_json, say, write_json
+from groundup.runtime import GroundupError, UsageError, read_json, say, warn, write_json
 from groundup.runtime.console import byte_size, clock, flop_rate, quantity
 from groundup.runtime.device import (
     Precision,
@@ -222,6 +222,11 @@ def _plan(given: Given, world: World) -> Pretraining:
     if recipe.precision == "auto":
         plan.derived.append(Derived("precision", precision, "measured: the faster of float32 and bfloat16 here"))
     recipe = build(PretrainRecipe, plan.values | {"precision": precision, "device": device.type}, given.sources)
+    if tokens < (recipe.batch_tokens or 0):
+        warn(
+            f"{prepared.folder}: {tokens:,} tokens of text are fewer than a step reads (batch_tokens = "
+            f"{recipe.batch_tokens:,}), so that each step reads some of it again. Give more text, or a smaller batch."
+        )
     settled: dict[str, Any] = {"parallel": "auto" if world.size == 1 else settle_way(recipe.parallel, world)}
     micro_batch, checkpointing, why = _fit(recipe, device, precision, world, fixed=fixed)
     if micro_batch != recipe.micro_batch:
