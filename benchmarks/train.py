@@ -140,7 +140,7 @@ def ratio(case: dict[str, Any], ours: str) -> dict[str, Any] | None:
 
 def measure_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Every size and way that was asked for."""
-    sizes = QUICK if arguments.quick else {name: SIZES[name] for name in arguments.sizes}
+    sizes = QUICK if arguments.quick else SIZES
     if arguments.device.startswith("cuda") and not arguments.quick:
         sizes = {name: size | {"steps": GPU_STEPS * size["steps"]} for name, size in sizes.items()}
     packages = {"litgpt": importlib.util.find_spec("litgpt") is not None}
@@ -151,15 +151,15 @@ def measure_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "quick": arguments.quick,
         "device": arguments.device,
-        "sizes": sizes,
         "load_before": os.getloadavg()[0],
     }
     bench, kept = Bench(folder, arguments, JOBS), Kept(arguments.done)
-    for name, size in sizes.items():
+    for name in sizes if arguments.quick else arguments.sizes:
         for way in arguments.ways:
             if not kept.has(size=name, way=way):
-                kept.add(measure_case(bench, name, size, way, packages))
-    result["cases"] = kept.cases
+                kept.add(measure_case(bench, name, sizes[name], way, packages))
+    measured = {case["size"] for case in kept.cases}
+    result |= {"cases": kept.cases, "sizes": {name: size for name, size in sizes.items() if name in measured}}
     bench.close()
     result |= {"rounds": bench.rounds, "failures": bench.failures, "machine": machine(arguments.device)}
     result["machine"]["packages"]["litgpt"] = version("litgpt") if packages["litgpt"] else None

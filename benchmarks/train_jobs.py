@@ -31,10 +31,12 @@ from torch import Tensor, nn
 from groundup.data import TokenBatch
 from groundup.model import ModelConfig, Transformer, explain, fastest_backend
 from groundup.optim import OptimConfig, build_optimizers
+from groundup.optim.config import OptimizerName
 from groundup.runtime.device import Precision, autocast, choose_precision, keep_freed_memory, matmul_flops
 from groundup.runtime.interrupt import StopRequest
 from groundup.training import Loop, LoopHooks, LoopSettings, NextToken
 from groundup.training.parallel import compile_blocks
+from groundup.training.scaling import optimizer_for
 
 BATCHES = 8  # different ones, in turn: enough that none is learnt by heart within a measurement
 WARM = 2  # steps that do not count: the first compiles and makes the optimizer's state, the second touches what is left
@@ -168,8 +170,10 @@ def our_training(job: Job, precision: Precision, compiled: bool, clock: Clock) -
     model.backend = fastest_backend(config, size["batch"], device, dtype)
     if compiled:
         compile_blocks(model)
-    muon = job["way"] == "as it comes" or "Muon" in job["contender"]
-    optim = OptimConfig(optimizer="muon" if muon else "adamw", learning_rate=1e-3, warmup_steps=1, schedule="constant")
+    name: OptimizerName = "muon" if "Muon" in job["contender"] else "adamw"
+    if job["way"] == "as it comes":
+        name, _ = optimizer_for(config, size["batch"] * size["context"])
+    optim = OptimConfig(optimizer=name, learning_rate=1e-3, warmup_steps=1, schedule="constant")
     hooks = _Hooks(clock)
     settings = LoopSettings(
         batch_tokens=size["batch"] * size["context"], accumulate=1, micro_batch=size["batch"], max_steps=clock.steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from groundup.config import build, keys_of
 from groundup.model import ModelConfig
 from groundup.runtime import UsageError
 from groundup.training import PretrainRecipe, parse_budget
-from groundup.training.scaling import Budget, Facts, Plan, derive, run_budget, vocabulary_limit
+from groundup.training.scaling import Budget, Facts, Plan, derive, optimizer_for, run_budget, vocabulary_limit
 
 FACTS = Facts(train_tokens=4_000_000, vocab_size=2048, flops_per_second=1e11)
 
@@ -84,6 +85,16 @@ def test_without_a_budget_the_run_is_compute_optimal() -> None:
     from groundup.model import explain
 
     assert tokens == pytest.approx(20 * explain(shape(plan)).total_parameters, rel=0.05)
+
+
+def test_muon_unless_it_would_double_the_time_of_a_step() -> None:
+    wide = ModelConfig(vocab_size=1000, context_length=512, n_layer=2, n_head=12, n_embd=768)
+    assert optimizer_for(wide, 2 * 512)[0] == "adamw"
+    name, why = optimizer_for(wide, 16 * 512)
+    assert name == "muon"
+    assert "some 47% of the others' time" in why
+    sparse = replace(wide, experts=replace(wide.experts, count=32, active=2))
+    assert optimizer_for(sparse, 16 * 512)[0] == "adamw"  # a token meets few of the matrices that Muon works on
 
 
 def test_the_given_number_of_steps_stays() -> None:

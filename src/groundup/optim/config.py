@@ -63,7 +63,8 @@ class OptimConfig:
     """How the weights are updated.
 
     Args:
-        optimizer: muon for the matrices of the blocks (AdamW for the rest), or adamw for everything
+        optimizer: muon for the matrices of the blocks (AdamW for the rest), or adamw for everything; a pretraining run
+            that is not told takes adamw where a step has so few tokens that Muon would double its time
         learning_rate: peak learning rate of both; Muon's updates are scaled to AdamW's size, so one number serves (Liu
             et al. 2025)
         beta1: AdamW's decay of the mean gradient

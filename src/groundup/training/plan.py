@@ -51,6 +51,7 @@ LONG_ENOUGH_TO_COMPILE = 1200.0  # seconds of training below which trying torch.
 _PLAN = {  # what the plan shows, by section
     "model": [f"model.{key}" for key in ("n_layer", "n_embd", "n_head", "vocab_size", "context_length", "dropout")],
     "training": [
+        "optim.optimizer",
         "optim.learning_rate",
         "optim.warmup_steps",
         "batch_tokens",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from groundup.model import ModelConfig, explain
+from groundup.optim.config import OptimizerName
 from groundup.runtime import UsageError
 from groundup.runtime.console import quantity
 
@@ -21,7 +22,7 @@ LARGEST_VOCABULARY = 32_768
 DERIVED = frozenset(  # keys that nobody need give: derive() fills them, the last two the model config itself
     ["tokenizer.vocab_size", "batch_tokens", "micro_batch", "max_steps"]
     + [f"model.{name}" for name in ("vocab_size", "context_length", "n_layer", "n_embd", "n_head", "dropout")]
-    + ["optim.learning_rate", "optim.warmup_steps"]
+    + ["optim.optimizer", "optim.learning_rate", "optim.warmup_steps"]
     + ["model.n_kv_head", "model.n_ff"]
 )
 
@@ -264,6 +265,7 @@ def _horizon_and_batch(plan: Plan, facts: Facts, budget: Budget, config: ModelCo
         _batch(tokens, config.context_length, given.get("micro_batch")),
         "0.58 D^0.571 (Li et al. 2025, Step Law), a power of two",
     )
+    plan.fill("optim.optimizer", *optimizer_for(config, batch))
     rate = 1.79 * parameters**-0.713 * tokens**0.307
     plan.fill(
         "optim.learning_rate",
@@ -282,6 +284,20 @@ def _horizon_and_batch(plan: Plan, facts: Facts, budget: Budget, config: ModelCo
         f"0.1 past 4 passes over the text (ours, after Muennighoff et al. 2023); about {epochs:.1f} are expected",
     )
     plan.fill("micro_batch", _micro_batch(batch, config), "what divides the batch, up to 16,384 tokens at once")
+
+
+def optimizer_for(config: ModelConfig, batch_tokens: int) -> tuple[OptimizerName, str]:
+    """Muon, unless its own matrix products take longer than all others of a step; and why.
+
+    Five steps of Newton and Schulz take about 30 E^3 operations for a matrix of width E, training takes 6 E^2 for each
+    token that meets it (of experts, only some do). At the batches that are derived here it is a few percent.
+    """
+    costs = explain(config)
+    share = 5 * config.n_embd / batch_tokens * costs.total_parameters / costs.active_parameters
+    beside = f"Muon's own products take some {share:.0%} of the others' time"
+    if share > 1:
+        return "adamw", f"{beside} at so few tokens a step"
+    return "muon", f"fewer steps than AdamW (Liu et al. 2025); {beside}"
 
 
 def _batch(tokens: float, context: int, micro_batch: int | None) -> int:
