@@ -16,6 +16,7 @@ from groundup.model.norms import make_norm
 if TYPE_CHECKING:
     from groundup.model.transformer import Transformer
 
+_ROWS_TOGETHER = 8192  # of the head, whose gradient is computed at once
 IGNORED = -100  # a target that counts for nothing, as torch.nn.functional.cross_entropy has it
 
 
@@ -44,14 +45,17 @@ def language_model_loss(
     features_ME, targets_M = features_BTE[known], targets_BT[known]
     count = max(1, len(targets_M)) if reduction == "mean" else 1
     if torch.is_autocast_enabled(features_BTE.device.type):
-        dtype = torch.get_autocast_dtype(features_BTE.device.type)
-        features_ME, weight_VE = features_ME.to(dtype), weight_VE.to(dtype)
+        features_ME = features_ME.to(torch.get_autocast_dtype(features_BTE.device.type))
     total: Tensor = _ChunkedLoss.apply(features_ME, weight_VE, targets_M, chunk, softcap, label_smoothing, z_loss)
     return total / count
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The summed loss; gradients are computed on the way, since the logits are gone afterwards."""
+    """The summed loss; gradients are computed on the way, since the logits are gone afterwards.
+
+    The head's gradient is as large as the head: it is added up in place, block by block, and handed on without a copy.
+    So its backward pass can be asked for only once.
+    """
 
     @staticmethod
     def forward(
@@ -59,12 +63,13 @@ class _ChunkedLoss(torch.autograd.Function):
         smoothing: float, z_loss: float,
     ) -> Tensor:  # fmt: skip
         wide = torch.promote_types(features_ME.dtype, torch.float32)
+        narrow_VE = weight_VE.to(features_ME.dtype)
         total = torch.zeros((), dtype=wide, device=features_ME.device)
         to_features = torch.empty_like(features_ME) if ctx.needs_input_grad[0] else None
         to_weight = torch.zeros_like(weight_VE, dtype=wide) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(targets_M), chunk):
             x_CE, target_C1 = features_ME[begin : begin + chunk], targets_M[begin : begin + chunk, None]
-            logits_CV = (x_CE @ weight_VE.T).to(wide)
+            logits_CV = (x_CE @ narrow_VE.T).to(wide)
             tanh = None if bound is None else torch.tanh(logits_CV / bound)
             if bound is not None and tanh is not None:
                 logits_CV = bound * tanh
@@ -84,18 +89,21 @@ class _ChunkedLoss(torch.autograd.Function):
                 slope_CV *= 1 - tanh.square()
             narrow_CV = slope_CV.to(x_CE.dtype)
             if to_features is not None:
-                to_features[begin : begin + chunk] = narrow_CV @ weight_VE
+                to_features[begin : begin + chunk] = narrow_CV @ narrow_VE
             if to_weight is not None:
-                to_weight += narrow_CV.T @ x_CE
-        ctx.save_for_backward(to_features, None if to_weight is None else to_weight.to(weight_VE.dtype))
+                for first in range(0, len(to_weight), _ROWS_TOGETHER):
+                    rows = slice(first, first + _ROWS_TOGETHER)
+                    to_weight[rows] += narrow_CV[:, rows].T @ x_CE
+        ctx.held = to_features, None if to_weight is None else to_weight.to(weight_VE.dtype)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        grad, (to_features, to_weight) = grad_outputs[0], ctx.saved_tensors
-        to_features = None if to_features is None else to_features * grad.to(to_features.dtype)
-        to_weight = None if to_weight is None else to_weight * grad.to(to_weight.dtype)
-        return to_features, to_weight, None, None, None, None, None
+        if ctx.held is None:
+            raise RuntimeError("language_model_loss: its gradients were handed on, and can be had only once.")
+        held, ctx.held = ctx.held, None
+        found = [None if one is None else one.mul_(grad_outputs[0].to(one.dtype)) for one in held]
+        return *found, None, None, None, None, None
 
 
 class FurtherToken(nn.Module):
