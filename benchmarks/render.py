@@ -258,6 +258,61 @@ def equality(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+# ---- what surrounds the steps of training
+
+
+def loader(result: Mapping[str, Any]) -> list[str]:
+    """Tokens a second and processor second of every way to deal batches."""
+    rows = [
+        f"| {name} | {way['tokens_per_second'] / 1e6:,.0f} ({' to '.join(f'{end / 1e6:,.0f}' for end in ends)}) "
+        f"| {way['tokens_per_processor_second'] / 1e6:,.0f} |"
+        for name, way in result["ways"].items()
+        for ends in [way["lowest_and_highest"]]
+    ]
+    packing = result["packing"]
+    return [
+        "## The loader",
+        "",
+        measured(result, f"torch {result['machine']['packages']['torch']}"),
+        "",
+        f"Batches of {result['batch']} x {result['context']:,} tokens from {result['tokens'] / 1e6:,.0f} million that "
+        f"lie in memory already, {result['rounds']} rounds (lowest to highest). *memmap and stack* is the loader of small "
+        "training scripts, as nanoGPT has it: random places, rows stacked.",
+        "",
+        "| | million tokens/s | per second of one core |",
+        "|---|---|---|",
+        *rows,
+        "",
+        f"Shuffling 1 billion tokens holds {result['memory_of_a_billion_tokens'] / 1e6:,.0f} MB. Best-fit packing of "
+        f"{packing['documents']:,} documents pads {packing['padding']:.2%} of positions and cuts "
+        f"{packing['documents_cut']:,} documents, where plain windows cut {packing['documents_cut_by_windows']:,}.",
+    ]
+
+
+def checkpoint(result: Mapping[str, Any]) -> list[str]:
+    """How long a save holds training up, and the memory it takes."""
+    rows = [
+        f"| {row['method']} | {row['with_step_blocked_seconds']:.2f} | {row['first_blocked_seconds']:.2f} "
+        f"| {row['first_seconds']:.1f} | {row['first_extra_weights']:.2f} |"
+        for row in result["rows"]
+    ]
+    many = len(result["rows"][0]["first_seconds_all"])
+    return [
+        "## Checkpoints",
+        "",
+        measured(result, f"torch {result['machine']['packages']['torch']}"),
+        "",
+        f"{result['model']}, {result['weights_bytes'] / 1e6:,.0f} MB of weights and twice as much of moments; the step "
+        f"is a {result['step']}. The first save of a process, {many} {'round' if many == 1 else 'rounds'}. Ours also "
+        "flushes to the disk, notes checksums and reads everything back before an older checkpoint may go.",
+        "",
+        "| | seconds blocked, a step in between | seconds blocked, weights wanted at once | seconds until it is saved "
+        "| extra memory, in weights |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+
+
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "first_run": first_run,
     "tokenizer": tokenizer,
@@ -267,6 +322,8 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "train": train_page.train,
     "train_gpu": train_page.train,
     "time_to_loss": train_page.time_to_loss,
+    "loader": loader,
+    "checkpoint": checkpoint,
 }
 PLOTS: dict[str, Callable[[Mapping[str, Any], Path], list[Path]]] = {
     "attention": attention_page.attention_plots,
