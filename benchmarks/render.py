@@ -276,8 +276,8 @@ def loader(result: Mapping[str, Any]) -> list[str]:
         measured(result, f"torch {result['machine']['packages']['torch']}"),
         "",
         f"Batches of {result['batch']} x {result['context']:,} tokens from {result['tokens'] / 1e6:,.0f} million that "
-        f"lie in memory already, {result['rounds']} rounds (lowest to highest). *memmap and stack* is the loader of small "
-        "training scripts, as nanoGPT has it: random places, rows stacked.",
+        f"lie in memory already, {result['rounds']} rounds (lowest to highest). *memmap and stack* is the loader of "
+        "small training scripts, as nanoGPT has it: random places, rows stacked.",
         "",
         "| | million tokens/s | per second of one core |",
         "|---|---|---|",
