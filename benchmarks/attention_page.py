@@ -319,6 +319,7 @@ def study_plots(result: Result, folder: Path) -> list[Path]:
         axes.scatter([cache] * len(bits), bits, s=14, color=colour)
         axes.annotate(name, (cache, mean(bits)), xytext=(5, 3), textcoords="offset points", fontsize=8, color=colour)
     axes.set_xscale("log", base=2)
+    axes.margins(x=0.12)  # for the names on the right
     axes.set(xlabel="cache, bytes per token", ylabel="held-out bits per byte")
     axes.grid(alpha=0.25)
     return [_saved(figure, folder / "attention-study.png")]

@@ -24,7 +24,10 @@ def small(**fields: Any) -> Transformer:
     "options", [{}, {"label_smoothing": 0.2}, {"z_loss": 0.3}, {"label_smoothing": 0.1, "z_loss": 0.2}]
 )
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
-def test_the_chunked_loss_is_the_loss(chunk: int, options: dict[str, float], softcap: float | None) -> None:
+def test_the_chunked_loss_is_the_loss(
+    chunk: int, options: dict[str, float], softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("groundup.model.heads._ROWS_TOGETHER", 10)
     torch.manual_seed(3)
     features, weight = torch.randn(2, 9, 13).double(), torch.randn(37, 13).double()
     targets = torch.randint(37, (2, 9))
@@ -70,6 +73,17 @@ def test_the_chunked_loss_under_autocast_is_near() -> None:
     assert loss.item() == pytest.approx(plain.item(), rel=0.02)
     loss.backward()
     assert model.embedding.weight.grad is not None
+
+
+def test_the_heads_gradient_is_not_rounded_under_autocast_and_is_there_once() -> None:
+    features, weight = torch.randn(1, 40, 8), torch.randn(37, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = language_model_loss(features, weight, torch.randint(37, (1, 40)), chunk=7)
+    loss.backward(retain_graph=True)
+    assert weight.grad is not None
+    assert not torch.equal(weight.grad, weight.grad.bfloat16().float())
+    with pytest.raises(RuntimeError, match="only once"):
+        loss.backward()
 
 
 def test_it_never_holds_the_logits_of_all_positions() -> None:

@@ -39,7 +39,7 @@ def language_model_loss(
         reduction: the mean or the sum over positions that have a target.
 
     Returns:
-        A scalar, float32 or wider. With no target at all: 0.
+        A scalar, float32 or wider. With no target at all: 0. Its backward pass can be asked for only once.
     """
     known = targets_BT != IGNORED
     features_ME, targets_M = features_BTE[known], targets_BT[known]
@@ -53,8 +53,8 @@ def language_model_loss(
 class _ChunkedLoss(torch.autograd.Function):
     """The summed loss; gradients are computed on the way, since the logits are gone afterwards.
 
-    The head's gradient is as large as the head: it is added up in place, block by block, and handed on without a copy.
-    So its backward pass can be asked for only once.
+    The head's gradient is as large as the head: it is added up in place, block by block, and handed on without a copy,
+    so that there is none for a second backward pass.
     """
 
     @staticmethod
