@@ -58,14 +58,10 @@ def attention(result: Result) -> list[str]:
 
 def rounds_of(result: Result) -> str:
     """How often each contender ran, where that is not the same at every length."""
-    fewer = sorted(
-        {(len(times), case["length"]) for case in result.get("attention", []) for times in case["rounds"].values()
-         if len(times) < result["rounds"]}
-    )  # fmt: skip
+    cases = result.get("attention", [])
+    fewer = sorted({len(times) for case in cases for times in case["rounds"].values()} - {result["rounds"]})
     text = f"{result['rounds']} rounds"
-    return text + (
-        f" ({', '.join(f'of some kinds {n} at {length:,} positions' for n, length in fewer)})" if fewer else ""
-    )
+    return text + (f" (of some kinds {' or '.join(map(str, fewer))})" if fewer else "")
 
 
 def by_length(cases: Sequence[Result], cell: Callable[[Result], str]) -> list[str]:
@@ -94,7 +90,12 @@ def fastest_time(case: Result, phase: str) -> str:
     if not times:
         return "–"
     name = min(times, key=lambda name: times[name])
-    return f"{1e3 * times[name]:.3g} {name.removeprefix('groundup, ').replace(', ', ' ')}"
+    return f"{shown_milliseconds(times[name])} {name.removeprefix('groundup, ').replace(', ', ' ')}"
+
+
+def shown_milliseconds(seconds: float) -> str:
+    """Three digits, and thousands with a comma rather than a power of ten."""
+    return f"{1e3 * seconds:.3g}" if seconds < 0.9995 else f"{float(f'{1e3 * seconds:.3g}'):,.0f}"
 
 
 def shown_ratio(found: Mapping[str, Any] | None) -> str:
@@ -122,7 +123,7 @@ def backend_table(cases: Sequence[Result]) -> list[str]:
             cells = []
             for length in shown:
                 times = [medians(of_kind[length], phase).get(name) if length in of_kind else None for phase in PHASES]
-                cells.append(" / ".join("–" if seconds is None else f"{1e3 * seconds:.3g}" for seconds in times))
+                cells.append(" / ".join("–" if seconds is None else shown_milliseconds(seconds) for seconds in times))
             lines.append(f"| {kind} | {name} | " + " | ".join(cells) + " |")
     return lines
 

@@ -20,7 +20,7 @@ from groundup.model.hardware import (
     training_estimate,
 )
 from groundup.model.hardware import hardware as machine_of
-from groundup.model.memory import CHECKPOINTING, OPTIMIZERS, WEIGHT_TYPES, serving_memory, training_memory
+from groundup.model.memory import CHECKPOINTING, OPTIMIZERS, WEIGHT_TYPES, loss_chunk, serving_memory, training_memory
 from groundup.runtime import UsageError, say
 from groundup.runtime.console import byte_size, flop_rate, quantity
 from groundup.runtime.errors import nearest
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PLANNED = {"model.n_layer", "model.n_embd", "model.n_head", "model.vocab_size"}  # without these a shape is derived
-CHUNK = 1024  # positions whose logits language_model_loss holds at once, where nothing else is said
 
 
 def explain(
@@ -142,8 +141,9 @@ def _cost_table(
         byte_size(activations),
         "with the weights' copies in bf16",
     )
-    chunked = training_memory(config, micro_batch, context, 2, loss_chunk=CHUNK, **options).loss
-    table.add_row("  logits", byte_size(memory.loss), f"{byte_size(chunked)} with the loss in chunks of {CHUNK:,}")
+    chunk = loss_chunk(config.vocab_size)
+    chunked = training_memory(config, micro_batch, context, 2, loss_chunk=chunk, **options).loss
+    table.add_row("  logits", byte_size(memory.loss), f"{byte_size(chunked)} with the loss in chunks of {chunk:,}")
     serving = serving_memory(config, batch, context, dtype, cache_dtype_bytes=cache_bytes)  # type: ignore[arg-type]
     parts = f"weights in {dtype} {byte_size(serving.weights)}, cache {byte_size(serving.cache)}"
     table.add_row("memory to serve", byte_size(serving.total), f"{parts}, work {byte_size(serving.working)}")

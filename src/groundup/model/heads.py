@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from groundup.model.attention import Step
 from groundup.model.config import ModelConfig
+from groundup.model.memory import WIDE_TOGETHER, loss_chunk
 from groundup.model.norms import make_norm
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ IGNORED = -100  # a target that counts for nothing, as torch.nn.functional.cross
 
 
 def language_model_loss(
-    features_BTE: Tensor, weight_VE: Tensor, targets_BT: Tensor, *, chunk: int = 1024, softcap: float | None = None,
+    features_BTE: Tensor, weight_VE: Tensor, targets_BT: Tensor, *, chunk: int = 0, softcap: float | None = None,
     label_smoothing: float = 0.0, z_loss: float = 0.0, reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:  # fmt: skip
     """Cross-entropy of the next token, in nats, without ever holding the logits of all positions.
@@ -33,6 +34,7 @@ def language_model_loss(
         features_BTE: the normed residual stream.
         weight_VE: the head's weight.
         targets_BT: the id that follows each position, or ``IGNORED``.
+        chunk: positions whose logits are held at once; 0 chooses (:func:`groundup.model.memory.loss_chunk`).
         softcap: bounds the logits (``config.logit_softcap``).
         label_smoothing: this much of the target's probability is spread over all ids (Szegedy et al. 2016).
         z_loss: weight of the squared logarithm of the softmax's denominator (Chowdhery et al. 2022, section 5).
@@ -46,7 +48,9 @@ def language_model_loss(
     count = max(1, len(targets_M)) if reduction == "mean" else 1
     if torch.is_autocast_enabled(features_BTE.device.type):
         features_ME = features_ME.to(torch.get_autocast_dtype(features_BTE.device.type))
-    total: Tensor = _ChunkedLoss.apply(features_ME, weight_VE, targets_M, chunk, softcap, label_smoothing, z_loss)
+    total: Tensor = _ChunkedLoss.apply(
+        features_ME, weight_VE, targets_M, chunk or loss_chunk(len(weight_VE)), softcap, label_smoothing, z_loss
+    )
     return total / count
 
 
@@ -67,33 +71,24 @@ class _ChunkedLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=features_ME.device)
         to_features = torch.empty_like(features_ME) if ctx.needs_input_grad[0] else None
         to_weight = torch.zeros_like(weight_VE, dtype=wide) if ctx.needs_input_grad[1] else None
+        learns = to_features is not None or to_weight is not None
         for begin in range(0, len(targets_M), chunk):
             x_CE, target_C1 = features_ME[begin : begin + chunk], targets_M[begin : begin + chunk, None]
-            logits_CV = (x_CE @ narrow_VE.T).to(wide)
-            tanh = None if bound is None else torch.tanh(logits_CV / bound)
-            if bound is not None and tanh is not None:
-                logits_CV = bound * tanh
-            normaliser_C1 = logits_CV.logsumexp(dim=-1, keepdim=True)
-            right_C1 = logits_CV.gather(1, target_C1)
-            loss_C1 = normaliser_C1 - (1 - smoothing) * right_C1 + z_loss * normaliser_C1.square()
-            if smoothing:
-                loss_C1 = loss_C1 - smoothing * logits_CV.mean(dim=-1, keepdim=True)
-            total += loss_C1.sum()
-            if to_features is None and to_weight is None:
-                continue
-            slope_CV = (logits_CV - normaliser_C1).exp_() * (1 + 2 * z_loss * normaliser_C1)
-            slope_CV.scatter_add_(1, target_C1, torch.full_like(right_C1, smoothing - 1))
-            if smoothing:
-                slope_CV -= smoothing / logits_CV.shape[1]
-            if tanh is not None:
-                slope_CV *= 1 - tanh.square()
-            narrow_CV = slope_CV.to(x_CE.dtype)
+            logits_CV = x_CE @ narrow_VE.T
+            # Narrow logits are widened for a few rows at a time, and their gradient takes their place.
+            rows = chunk if logits_CV.is_cuda else max(1, WIDE_TOGETHER // logits_CV.shape[1])
+            for logits_RV, target_R1 in zip(logits_CV.split(rows), target_C1.split(rows), strict=True):
+                loss, slope_RV = _loss_of_rows(logits_RV.to(wide), target_R1, bound, smoothing, z_loss, learns)
+                total += loss
+                if slope_RV is not None:
+                    logits_RV.copy_(slope_RV)
             if to_features is not None:
-                to_features[begin : begin + chunk] = narrow_CV @ narrow_VE
+                to_features[begin : begin + chunk] = logits_CV @ narrow_VE
             if to_weight is not None:
-                for first in range(0, len(to_weight), _ROWS_TOGETHER):
-                    rows = slice(first, first + _ROWS_TOGETHER)
-                    to_weight[rows] += narrow_CV[:, rows].T @ x_CE
+                split = zip(to_weight.split(_ROWS_TOGETHER), logits_CV.split(_ROWS_TOGETHER, dim=1), strict=True)
+                for weight_RE, slope_CR in split:
+                    weight_RE += slope_CR.T @ x_CE
+            del logits_CV  # before the next ones are made: nothing else here is as large
         ctx.held = to_features, None if to_weight is None else to_weight.to(weight_VE.dtype)
         return total
 
@@ -104,6 +99,34 @@ class _ChunkedLoss(torch.autograd.Function):
         held, ctx.held = ctx.held, None
         found = [None if one is None else one.mul_(grad_outputs[0].to(one.dtype)) for one in held]
         return *found, None, None, None, None, None
+
+
+def _loss_of_rows(
+    logits_RV: Tensor, target_R1: Tensor, bound: float | None, smoothing: float, z_loss: float, learns: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The summed loss of some positions, and its slope with respect to the logits."""
+    if bound is not None:
+        logits_RV = bound * torch.tanh(logits_RV / bound)
+    slope_RV = logits_RV.softmax(dim=-1)
+    # What the softmax divided by, from the largest probability, which is at least 1 / V. (PyTorch's own logsumexp and
+    # log_softmax take three times as long as its softmax on a CPU.)
+    normaliser_R1 = logits_RV.amax(dim=-1, keepdim=True) - slope_RV.amax(dim=-1, keepdim=True).log()
+    loss_R1 = normaliser_R1 - (1 - smoothing) * logits_RV.gather(1, target_R1)
+    if smoothing:
+        loss_R1 -= smoothing * logits_RV.mean(dim=-1, keepdim=True)
+    if z_loss:
+        loss_R1 += z_loss * normaliser_R1.square()
+    loss = loss_R1.sum()
+    if not learns:
+        return loss, None
+    if z_loss:
+        slope_RV *= 1 + 2 * z_loss * normaliser_R1
+    slope_RV.scatter_add_(1, target_R1, torch.full_like(normaliser_R1, smoothing - 1))
+    if smoothing:
+        slope_RV -= smoothing / slope_RV.shape[1]
+    if bound is not None:
+        slope_RV *= 1 - (logits_RV / bound).square()
+    return loss, slope_RV
 
 
 class FurtherToken(nn.Module):

@@ -20,6 +20,7 @@ WEIGHT_TYPES: tuple[WeightType, ...] = ("float32", "bfloat16", "int8", "int4")
 INT4_GROUP = 64  # weights of a row that share a scale
 SCALE_BYTES = 4  # kept in float32
 STREAM = 4  # bytes per number of the residual stream, which stays float32 under autocast
+WIDE_TOGETHER = 2**20  # logits in float32 at once on a CPU, when the loss is computed: they stay in its caches
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def training_memory(
     again = checkpointing != "none"
     activations = tokens * kept + (0 if again else config.n_layer * bias)
     recomputed = tokens * widest + bias if again else 0
-    loss = _loss_bytes(config, tokens, dtype_bytes, loss_chunk)
+    loss = _loss_bytes(config, tokens, dtype_bytes, loss_chunk, cpu=cpu)
     return TrainingMemory(4 * total, 4 * total, moments, casts, activations, recomputed, loss, update)
 
 
@@ -197,14 +198,23 @@ def kept_products(config: ModelConfig, layer: int, context: int, a: int, *, cpu:
     return a * (rows + config.n_head * config.value_width) + 4 * config.n_head + scores
 
 
-def _loss_bytes(config: ModelConfig, tokens: int, a: int, chunk: int) -> int:
-    """Logits as log-probabilities, their gradient and the loss's, in float32; or those of a chunk."""
+def loss_chunk(vocab_size: int) -> int:
+    """Positions whose logits the loss holds at once, where nobody says otherwise; not so few that products are slow."""
+    return max(128, 2**24 // vocab_size)
+
+
+def _loss_bytes(config: ModelConfig, tokens: int, a: int, chunk: int, *, cpu: bool) -> int:
+    """Logits as log-probabilities, their gradient and the loss's, in float32; or those of a chunk, of which a CPU
+    widens a few rows at a time.
+    """
     E, V = config.n_embd, config.vocab_size
     capped = a if config.logit_softcap is not None else 0
     heads = 1 + config.n_predict
     if not chunk:
         return heads * tokens * V * (12 + capped)
-    return min(tokens, chunk) * V * (12 + a + capped) + heads * (4 * V * E + 2 * tokens * E * a)
+    held = min(tokens, chunk)
+    wide = min(held, max(1, WIDE_TOGETHER // V)) if cpu else held
+    return V * (held * a + wide * (12 + capped)) + heads * (4 * V * E + 2 * tokens * E * a)
 
 
 def _muon_update(config: ModelConfig) -> int:

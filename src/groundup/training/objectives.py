@@ -19,8 +19,6 @@ from groundup.model.experts import Routing
 from groundup.model.heads import IGNORED, further_features, language_model_loss
 
 Metrics = dict[str, Tensor]
-LOGITS_HELD = 2**25  # bytes of logits in float32 that the loss holds at once, where nobody says otherwise
-FEWEST_TOGETHER = 128  # positions of a chunk, at least: with fewer, the head's product is slow
 
 
 class Objective(Protocol):
@@ -96,9 +94,8 @@ class NextToken:
     def _cross_entropy(self, model: nn.Module, features_BTE: Tensor, targets_BT: Tensor) -> Tensor:
         config: Any = model.config
         head: Any = model.head
-        chunk = self.chunk or max(FEWEST_TOGETHER, LOGITS_HELD // (4 * config.vocab_size))
         return language_model_loss(
-            features_BTE, head.weight, targets_BT, chunk=chunk, softcap=config.logit_softcap,
+            features_BTE, head.weight, targets_BT, chunk=self.chunk, softcap=config.logit_softcap,
             label_smoothing=self.label_smoothing, z_loss=self.z_loss,
         )  # fmt: skip
 

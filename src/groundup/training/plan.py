@@ -13,6 +13,7 @@ import torch
 from groundup.config import Given, build
 from groundup.data import SENTINEL_TOKENS, PreparedData, TokenSet, prepare
 from groundup.model import ModelConfig, explain, fastest_backend
+from groundup.model.memory import loss_chunk
 from groundup.report import check_trackers
 from groundup.runtime import GroundupError, UsageError, read_json, say, warn, write_json
 from groundup.runtime.console import byte_size, clock, flop_rate, quantity
@@ -143,7 +144,7 @@ def _memory_options(it: Pretraining) -> dict[str, Any]:
         "activation_dtype_bytes": activation_dtype(it.precision).itemsize,
         "optimizer": it.recipe.optim.optimizer,
         "checkpointing": "none" if it.recipe.checkpointing == "auto" else it.recipe.checkpointing,
-        "loss_chunk": it.recipe.loss.chunk or 1024,
+        "loss_chunk": it.recipe.loss.chunk or loss_chunk(it.recipe.model.vocab_size),
     }
 
 
@@ -387,6 +388,7 @@ def _fit(
         micro-batch, checkpointing, and the reason.
     """
     config, given = recipe.model, recipe.micro_batch or 1
+    chunk = recipe.loss.chunk or loss_chunk(config.vocab_size)
     per_step = max(1, (recipe.batch_tokens or 0) // config.context_length)
     if per_step % world.size:
         raise UsageError(
@@ -411,7 +413,7 @@ def _fit(
     def needs(sequences: int, way: Any) -> int:
         costs = explain(
             config, sequences, activation_dtype_bytes=activation_dtype(precision).itemsize,
-            optimizer=recipe.optim.optimizer, checkpointing=way, loss_chunk=recipe.loss.chunk or 1024,
+            optimizer=recipe.optim.optimizer, checkpointing=way, loss_chunk=chunk,
         ).training  # fmt: skip
         fixed = costs.weights + costs.gradients + costs.moments
         return costs.total - fixed + fixed // share
