@@ -336,9 +336,9 @@ def test_a_conversation(run: Run, model: Path) -> None:
         "parameters, context of 64 tokens",
         "/set KEY VALUE",
         "temperature = 0.0",
-        "temperature = cold should be a number.",
-        "top_p",
-        "colour cannot be set. Known: max_tokens, temperature, top_p, top_k.",
+        "/set: temperature = 'cold' should be a number.",
+        "top_p = 7.0 must be above 0 and at most 1.",
+        "colour cannot be set. Known: max_tokens, temperature, top_k, top_p,",
         "/what is not a command.",
         "(forgotten)",
     ):

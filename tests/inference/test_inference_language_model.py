@@ -13,7 +13,7 @@ import torch
 
 import groundup
 from groundup.inference import Engine, LanguageModel, SamplingParams, find_model
-from groundup.inference.engine import Request
+from groundup.inference.requests import Request
 from groundup.model import Transformer, save_model
 from groundup.runtime import GroundupError, UsageError
 from groundup.runtime.files import write_checksums
@@ -123,11 +123,11 @@ def test_tokens_the_model_does_not_know_are_refused(tiny_model: Build) -> None:
     engine = Engine(tiny_model(11))
     params = SamplingParams()
     with pytest.raises(UsageError, match="the token id 11 is outside the model's vocabulary of 11"):
-        next(engine.run([Request([1, 2], params), Request([3, 11], params)]))
+        list(engine.run([Request([1, 2], params), Request([3, 11], params)]))
     with pytest.raises(UsageError, match="the token id -1 is outside"):
-        next(engine.run([Request([-1], params)]))
+        list(engine.run([Request([-1], params)]))
     with pytest.raises(UsageError, match="the prompt is empty"):
-        next(engine.run([Request([], params)]))
+        list(engine.run([Request([], params)]))
 
 
 def test_a_vocabulary_padded_past_the_tokenizers_is_never_chosen_from(tokenizer: Tokenizer, tiny_model: Build) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,9 +92,108 @@ def test_min_p_drops_what_is_unlikely_beside_the_likeliest(
     )
 
 
+def entropy(p: list[float]) -> float:
+    return -sum(value * math.log(value) for value in p if value > 0)
+
+
+def distances(p: list[float]) -> list[float]:
+    expected = entropy(p)
+    return [abs(-math.log(value) - expected) for value in p]
+
+
+def typical_set(p: list[float], mass: float) -> set[int]:
+    """Tokens by the distance of their surprise from the entropy, until they hold the mass; then ties with the last."""
+    distance = distances(p)
+    total, last = 0.0, 0.0
+    for i in sorted(range(len(p)), key=lambda i: distance[i]):
+        total, last = total + p[i], distance[i]
+        assume(abs(total - mass) > 1e-5)  # where rounding would decide
+        if total >= mass:
+            break
+    near = [abs(value - last) for value in distance]
+    assume(all(value < 1e-9 or value > 1e-4 for value in near))
+    return {i for i, value in enumerate(near) if value < 1e-9 or distance[i] < last}
+
+
+@given(logit_lists, temperatures, st.floats(0.01, 0.99))
+@examples
+def test_typical_keeps_those_whose_surprise_is_expected(logits: list[float], temperature: float, mass: float) -> None:
+    p = softmax(logits, temperature)
+    assume(min(p) > 1e-30)
+    expected = filtered(logits, temperature, typical_set(p, mass))
+    assert ours(logits, temperature=temperature, typical_p=mass) == pytest.approx(expected, abs=1e-5)
+
+
+@given(logit_lists, temperatures, st.floats(0.001, 0.9), st.sampled_from(["epsilon_cutoff", "eta_cutoff"]))
+@examples
+def test_epsilon_and_eta_drop_what_is_unlikely_but_never_the_likeliest(
+    logits: list[float], temperature: float, cutoff: float, name: str
+) -> None:
+    p = softmax(logits, temperature)
+    limit = min(cutoff, math.sqrt(cutoff) * math.exp(-entropy(p))) if name == "eta_cutoff" else cutoff
+    assume(all(abs(value - limit) > 1e-6 for value in p))
+    keep = {i for i, value in enumerate(p) if value >= limit} or {i for i, x in enumerate(logits) if x == max(logits)}
+    expected = filtered(logits, temperature, keep)
+    assert ours(logits, temperature=temperature, **{name: cutoff}) == pytest.approx(expected, abs=1e-5)
+
+
+def large_vocabularies() -> Iterator[list[float]]:
+    """Where filters take short cuts; half the logits are so coarse that most are tied."""
+    for size in (1031, 2053):
+        for spread in (0.01, 2.0, 6.0):
+            generator = torch.Generator().manual_seed(size)
+            logits = torch.randn(size, generator=generator, dtype=torch.float64) * spread
+            yield logits.float().tolist()
+            yield ((logits * 4).round() / 4).tolist()
+
+
+def support(p: Sequence[float]) -> set[int]:
+    return {i for i, value in enumerate(p) if value > 0}
+
+
+@pytest.mark.parametrize("k", [1, 7, 50, 300, 1030])
+def test_top_k_of_a_large_vocabulary(k: int) -> None:
+    for logits in large_vocabularies():
+        least = sorted(logits, reverse=True)[k - 1]
+        expected = {i for i, logit in enumerate(logits) if logit >= least}
+        assert support(ours(logits, temperature=1.0, top_k=k)) == expected
+
+
+@pytest.mark.parametrize("mass", [1e-6, 0.1, 0.5, 0.9, 0.99, 0.9999])
+def test_top_p_of_a_large_vocabulary(mass: float) -> None:
+    for logits in large_vocabularies():
+        p = softmax(logits, 1.0)
+        order = sorted(range(len(p)), key=lambda i: (-logits[i], i))
+        total, count = 0.0, 0
+        while total < mass:
+            total, count = total + p[order[count]], count + 1
+        found = support(ours(logits, temperature=1.0, top_p=mass))
+        # float32 probabilities may be apart by rounding at the edge of the set, but never be out of order.
+        assert found == set(order[: len(found)])
+        assert abs(len(found) - count) <= 1 or sum(p[i] for i in found ^ set(order[:count])) < 2e-6
+
+
+@pytest.mark.parametrize("mass", [0.1, 0.5, 0.9])
+def test_typical_of_a_large_vocabulary(mass: float) -> None:
+    for logits in large_vocabularies():
+        p = softmax(logits, 1.0)
+        distance = distances(p)
+        found = support(ours(logits, temperature=1.0, typical_p=mass))
+        farthest = max(distance[i] for i in found)
+        assert all(distance[i] >= farthest - 1e-4 for i in range(len(p)) if i not in found)
+        assert sum(p[i] for i in found) >= mass - 1e-5
+        assert sum(p[i] for i in found if distance[i] < farthest - 1e-4) < mass + 1e-5
+
+
 def test_filters_apply_in_the_documented_order() -> None:
-    """top_k, then min_p, then top_p of what is left: of 0.4 0.3 0.2 0.1, each to the renormalised rest."""
+    """Each to the renormalised rest of 0.4 0.3 0.2 0.1."""
     logits = [math.log(p) for p in (0.4, 0.3, 0.2, 0.1)]
+    # The entropy is 1.280: the surprises 1.204, 1.609 and 0.916 are nearest. Of 0.4 0.3 0.2 typical keeps 0.3 first.
+    assert ours(logits, temperature=1.0, typical_p=0.2) == pytest.approx([0, 1, 0, 0])
+    assert ours(logits, temperature=1.0, top_k=2, typical_p=0.2) == pytest.approx([1, 0, 0, 0])  # of 4/7 and 3/7
+    assert ours(logits, temperature=1.0, typical_p=0.65, min_p=0.9) == pytest.approx([1, 0, 0, 0])
+    assert ours(logits, temperature=1.0, top_p=0.6, epsilon_cutoff=0.42) == pytest.approx([4 / 7, 3 / 7, 0, 0])
+    assert ours(logits, temperature=1.0, epsilon_cutoff=0.35, eta_cutoff=0.99) == pytest.approx([1, 0, 0, 0])
     assert ours(logits, temperature=1.0, top_k=3) == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0])
     assert ours(logits, temperature=1.0, top_k=3, top_p=0.75) == pytest.approx([4 / 7, 3 / 7, 0, 0])
     assert ours(logits, temperature=1.0, top_p=0.75) == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0])
@@ -126,7 +227,13 @@ def test_very_small_and_very_large_logits_and_temperatures() -> None:
     assert ours([3.0, -math.inf, 3.0], temperature=1.0) == [0.5, 0, 0.5]
 
 
-@pytest.mark.parametrize("params", [{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.2}, {"temperature": 2.0}], ids=str)
+DRAWN: list[dict[str, Any]] = [
+    {}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.2}, {"temperature": 2.0}, {"typical_p": 0.7}, {"eta_cutoff": 0.3},
+    {"epsilon_cutoff": 0.05}, {"top_k": 7, "top_p": 0.9, "min_p": 0.05}, {"mirostat": 2, "mirostat_tau": 1.6},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("params", DRAWN, ids=str)
 def test_draws_follow_the_distribution(params: dict[str, Any]) -> None:
     torch.manual_seed(41)
     logits = torch.randn(11) * 1.5
@@ -173,6 +280,48 @@ def test_no_possible_token_is_an_error() -> None:
         ({"seed": 2**64}, "seed = 18446744073709551616"),
         ({"stop": ["a", ""]}, "stop: an empty text would end every generation at once"),
         ({"stop": ""}, "stop: an empty text"),
+        ({"stop": [3]}, "stop: 3 is not a text"),
+        ({"stop": 3}, "stop = 3 must be a list"),
+        ({"temperature": "hot"}, "temperature = 'hot' must be a number"),
+        ({"temperature": True}, "temperature = True must be a number"),
+        ({"top_p": None}, "top_p = None must be a number"),
+        ({"max_tokens": True}, "max_tokens = True must be a whole number"),
+        ({"max_tokens": 1.5}, r"max_tokens = 1\.5 must be a whole number"),
+        ({"max_tokens": None}, "max_tokens = None must be a whole number"),
+        ({"top_k": "5"}, "top_k = '5' must be a whole number"),
+        ({"seed": 1.0}, r"seed = 1\.0 must be a whole number"),
+        ({"typical_p": 0.0}, r"typical_p = 0\.0 must be above 0 and at most 1"),
+        ({"epsilon_cutoff": 1.0}, r"epsilon_cutoff = 1\.0 must be at least 0 and below 1"),
+        ({"eta_cutoff": -0.1}, r"eta_cutoff = -0\.1 must be at least 0 and below 1"),
+        ({"mirostat": 1}, r"mirostat = 1 must be 0 \(off\) or 2"),
+        ({"mirostat": False}, "mirostat = False must be 0"),
+        ({"mirostat": 2, "mirostat_tau": 0.0}, r"mirostat_tau = 0\.0 must be above 0"),
+        ({"mirostat_eta": math.nan}, "mirostat_eta = nan must be a finite number"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty = 0\.0 must be above 0"),
+        ({"presence_penalty": math.inf}, "presence_penalty = inf must be a finite number"),
+        ({"frequency_penalty": -math.inf}, "frequency_penalty = -inf must be a finite number"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram = -1 must be at least 0"),
+        ({"logit_bias": [1, 2]}, r"logit_bias = \[1, 2\] must map token ids to numbers"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias: the token id -1 must be at least 0"),
+        ({"logit_bias": {"7": 1.0}}, "logit_bias: the token id = '7' must be a whole number"),
+        ({"logit_bias": {7: math.nan}}, "logit_bias of token 7 = nan must be a finite number"),
+        ({"bad_tokens": [[1], []]}, "bad_tokens: an empty run would forbid every token"),
+        ({"bad_tokens": [1, 2]}, "bad_tokens = 1 must be a list"),
+        ({"bad_tokens": [[True]]}, "bad_tokens: the token id = True must be a whole number"),
+        ({"allowed_tokens": []}, "allowed_tokens is empty"),
+        ({"stop_tokens": [3, -5]}, "stop_tokens: the token id -5 must be at least 0"),
+        ({"ignore_end": 1}, "ignore_end = 1 must be true or false"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens = 9 is more than max_tokens = 8"),
+        ({"logprobs": -1}, "logprobs = -1 must be at least 0"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs = -1 must be at least 0"),
+        ({"n": 0}, "n = 0 must be at least 1"),
+        ({"n": 3, "best_of": 2}, "best_of = 2 is less than n = 3"),
+        ({"mirostat": 2, "top_k": 5}, "mirostat = 2 takes the place of all filters: leave top_k at None"),
+        ({"mirostat": 2, "top_p": 0.9}, r"leave top_p at 1\.0"),
+        ({"mirostat": 2, "min_p": 0.1}, r"leave min_p at 0\.0"),
+        ({"mirostat": 2, "temperature": 0.0}, "mirostat = 2 needs a temperature above 0"),
+        ({"regex": "a", "grammar": "b"}, "regex and grammar are both given"),
+        ({"json_schema": {}}, r"json_schema = {} must be a text"),
     ],
 )
 def test_params_that_cannot_be_are_refused(params: dict[str, Any], says: str) -> None:
@@ -184,3 +333,47 @@ def test_params_that_cannot_be_are_refused(params: dict[str, Any], says: str) ->
 def test_one_stop_text_is_not_a_list_of_its_letters() -> None:
     assert SamplingParams.of(stop="end").stop == ("end",)
     assert SamplingParams.of(stop=["end", "fin"]).stop == ("end", "fin")
+    assert SamplingParams(stop="end").stop == ("end",)  # type: ignore[arg-type]
+
+
+def test_params_are_values() -> None:
+    """Hashable, equal when alike, changed by ``replace`` only, and not by what happens to the lists they came from."""
+    bias, bad = {3: -1}, [[1, 2], [3]]
+    params = SamplingParams.of(logit_bias=bias, bad_tokens=bad, allowed_tokens=[5, 3], stop_tokens=(np.int64(2),))
+    same = SamplingParams.of(logit_bias={3: -1}, bad_tokens=((1, 2), (3,)), allowed_tokens=(5, 3), stop_tokens=[2])
+    bias[4] = 1
+    bad.append([7])
+    assert params == same
+    assert hash(params) == hash(same)
+    assert {params: "found"}[same] == "found"
+    assert type(params.stop_tokens[0]) is int
+    assert replace(params, seed=5).seed == 5
+    assert replace(params, seed=5).bad_tokens == ((1, 2), (3,))
+    assert params != replace(params, logit_bias={})
+    with pytest.raises(UsageError, match="top_k = 0"):
+        replace(params, top_k=0)
+    assert SamplingParams.of() == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "arguments"),
+    [
+        ("TopKLogitsWarper", {"top_k": 9}, (9,)),
+        ("TopPLogitsWarper", {"top_p": 0.83}, (0.83,)),
+        ("MinPLogitsWarper", {"min_p": 0.07}, (0.07,)),
+        ("TypicalLogitsWarper", {"typical_p": 0.57}, (0.57,)),
+        ("EpsilonLogitsWarper", {"epsilon_cutoff": 0.03}, (0.03,)),
+        ("EtaLogitsWarper", {"eta_cutoff": 0.09}, (0.09,)),
+        ("TemperatureLogitsWarper", {"temperature": 1.7}, (1.7,)),
+    ],
+)
+def test_filters_are_those_of_transformers(name: str, params: dict[str, Any], arguments: tuple[float, ...]) -> None:
+    transformers = pytest.importorskip("transformers")
+    warp = getattr(transformers, name)(*arguments)
+    generator = torch.Generator().manual_seed(5)
+    for size in (31, 1499):
+        for spread in (0.5, 2.0, 5.0):
+            logits = torch.randn(size, generator=generator) * spread
+            expected = warp(torch.zeros(1, 0, dtype=torch.int64), logits[None].clone())[0].softmax(-1)
+            found = probabilities(logits, SamplingParams(**{"temperature": 1.0} | params))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundup.inference.language_model import _TextStream
+from groundup.inference.text import TextStream
 from groundup.tokenizer import Tokenizer
 
 # Letters of one to four bytes, and words that the tokenizer has whole: several stop texts may be met in one token.
@@ -16,7 +16,7 @@ stops = st.lists(st.lists(parts, min_size=1, max_size=4).map("".join), max_size=
 
 def run(tokenizer: Tokenizer, tokens: list[int], stop: list[str]) -> tuple[list[str], bool]:
     """The pieces as they would be shown, and whether a stop text ended them."""
-    stream, pieces = _TextStream(tokenizer, stop), []
+    stream, pieces = TextStream(tokenizer, stop), []
     for token in tokens:
         stopped = stream.push(token)
         pieces.append(stream.take())
@@ -69,7 +69,7 @@ def test_bytes_that_are_no_text_become_the_replacement_character(
 
 
 def test_half_a_character_waits_for_its_other_half(tokenizer: Tokenizer) -> None:
-    stream = _TextStream(tokenizer, [])
+    stream = TextStream(tokenizer, [])
     shown = []
     for token in byte_tokens(tokenizer, "a👋b".encode()):
         stream.push(token)
@@ -78,7 +78,7 @@ def test_half_a_character_waits_for_its_other_half(tokenizer: Tokenizer) -> None
 
 
 def test_what_could_become_a_stop_text_is_held_back_until_it_cannot(tokenizer: Tokenizer) -> None:
-    stream = _TextStream(tokenizer, ["###"])
+    stream = TextStream(tokenizer, ["###"])
     shown = []
     for token in byte_tokens(tokenizer, b"a##b###"):
         if stream.push(token):
@@ -91,6 +91,6 @@ def test_what_could_become_a_stop_text_is_held_back_until_it_cannot(tokenizer: T
 
 def test_of_several_stop_texts_in_one_token_the_first_counts(tokenizer: Tokenizer) -> None:
     (token,) = tokenizer.encode(" cat")
-    stream = _TextStream(tokenizer, ["t", "ca", "at"])
+    stream = TextStream(tokenizer, ["t", "ca", "at"])
     assert stream.push(token)
     assert stream.finished() == " "

@@ -11,7 +11,7 @@ import torch
 
 import groundup
 from groundup.inference import Engine, LanguageModel, SamplingParams
-from groundup.inference.engine import Request
+from groundup.inference.requests import Request
 from groundup.model import KVCache, Transformer, load_model, save_model
 from groundup.model.weights.llama2c import load_llama2c
 

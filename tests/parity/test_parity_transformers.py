@@ -178,7 +178,7 @@ def test_positions_far_out_turn_by_the_same_angle(tmp_path: Path) -> None:
 
 def test_greedy_decoding_is_that_of_transformers(tmp_path: Path) -> None:
     from groundup.inference import Engine, SamplingParams
-    from groundup.inference.engine import Request
+    from groundup.inference.requests import Request
 
     model = random_model(VARIANTS["qwen3, grouped-query, untied"])
     save_model(model, tmp_path)

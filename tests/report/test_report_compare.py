@@ -16,7 +16,7 @@ from test_report_html import Page
 
 from groundup.report import MetricsWriter, compare_runs, figures_of_runs, write_comparison
 from groundup.report.compare import Comparison, letters
-from groundup.report.compare_page import draw_comparison
+from groundup.report.compare_page import _range, draw_comparison
 from groundup.runtime import GroundupError, UsageError, write_json
 
 RECIPE = """data: {data}
@@ -277,3 +277,12 @@ def test_a_page_that_cannot_be_written(make: Callable[..., Path], tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(GroundupError, match="cannot write"):
         write_comparison(compare_runs([make("a"), make("b")]), tmp_path / "file" / "page.html")
+
+
+def test_a_short_run_is_seen_beside_a_long_one() -> None:
+    """The first steps of the long one are cut off; those of the short one are all it has."""
+    long, short = [9.0] * 3 + [2.0] * 997, [8.0, 7.5, 7.0]
+    low, high = _range([long, short])
+    assert low == 2.0
+    assert 7.5 <= high < 9.0
+    assert _range([long]) == (2.0, 2.0)

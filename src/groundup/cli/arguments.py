@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, get_type_hints
 
 from groundup.config import keys_of, make_parser, parse_flags
 from groundup.runtime import UsageError
@@ -15,14 +17,60 @@ from groundup.runtime.errors import nearest
 def call(function: Callable[..., None], command: str, arguments: Sequence[str]) -> None:
     """Parse ``arguments`` for ``function`` (parameters without a default are positional) and call it.
 
+    A parameter that is a dataclass becomes a flag for each of its fields.
+
     Raises:
         UsageError: a flag or value is wrong.
         SystemExit: after printing ``--help``.
     """
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
     parser = make_parser(command, " ".join(description.split()))
-    parser.add_function_arguments(function, as_group=False, as_positional=True)
-    function(**parse_flags(parser, arguments, keys_of(function), defaults=True).as_dict())
+    hints: dict[str, Any] = get_type_hints(function)
+    bundles: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(bundles))
+    keys = {key: kind for key, kind in keys_of(function).items() if key.partition(".")[0] not in bundles}
+    for name, kind in bundles.items():
+        parser.add_class_arguments(kind)
+        default = inspect.signature(function).parameters[name].default
+        parser.set_defaults({field.name: getattr(default, field.name) for field in fields(kind)})
+        keys |= keys_of(kind)
+    values = parse_flags(parser, _lists(arguments, keys), keys, defaults=True).as_dict()
+    for name, kind in bundles.items():
+        given = {field.name: values.pop(field.name) for field in fields(kind)}
+        values[name] = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    function(**values)
+
+
+def _lists(arguments: Sequence[str], keys: Mapping[str, Any]) -> list[str]:
+    """A flag that takes texts may be given one as it is: ``--stop ###`` for ``--stop '["###"]'``."""
+    flags = {
+        f"--{spelt}" for key, kind in keys.items() if kind == tuple[str, ...] for spelt in (key, key.replace("_", "-"))
+    }
+    words = list(arguments)
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in flags and (equals or place + 1 < len(words)):
+            value = value if equals else words[place + 1]
+            if not value.startswith("["):
+                words[place : place + (1 if equals else 2)] = [f"{flag}={json.dumps([value])}"]
+    return words
+
+
+Bundle = TypeVar("Bundle")
+
+
+def with_field(bundle: Bundle, key: str, text: str, where: str) -> Bundle:
+    """A dataclass with one field changed to what somebody has typed.
+
+    Raises:
+        UsageError: the field takes no such value.
+    """
+    kind: Any = type(bundle)
+    parser = make_parser(where, "")
+    parser.add_class_arguments(kind)
+    keys = keys_of(kind)
+    value: Any = parse_flags(parser, _lists([f"--{key}={text}"], keys), keys, defaults=False).as_dict()[key]
+    return replace(bundle, **{key: tuple(value) if isinstance(value, list) else value})  # type: ignore[type-var]
 
 
 def call_one_of(functions: Mapping[str, Callable[..., None]], command: str, arguments: Sequence[str]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Unpack, overload
@@ -13,15 +13,20 @@ from typing import Literal, Unpack, overload
 import torch
 import torch.nn.functional as F
 
-from groundup.inference.engine import Engine, Request
+from groundup.inference.drafts import Drafter
+from groundup.inference.engine import Engine, EngineSettings
 from groundup.inference.models import find_model
+from groundup.inference.requests import Request
+from groundup.inference.sampler import TokenMask
 from groundup.inference.sampling import Sampling, SamplingParams
+from groundup.inference.text import Answer, Generation
 from groundup.model import Transformer, load_model, save_model
+from groundup.model.weights.gguf import load_gguf
 from groundup.model.weights.llama2c import load_llama2c
 from groundup.runtime import GroundupError, UsageError, atomic_folder
 from groundup.runtime.device import choose_device
 from groundup.runtime.errors import nearest
-from groundup.runtime.files import verify_folder
+from groundup.runtime.files import read_json, verify_folder
 from groundup.tokenizer import Tokenizer
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -33,15 +38,20 @@ _SAVED = re.compile(
 )
 
 
-def load(name: str | os.PathLike[str], *, device: str = "auto", dtype: Dtype = "auto") -> LanguageModel:
+def load(
+    name: str | os.PathLike[str], *, device: str = "auto", dtype: Dtype = "auto",
+    settings: EngineSettings | None = None, drafter: Drafter | None = None,
+) -> LanguageModel:  # fmt: skip
     """Load a model with its tokenizer: ``load("runs/demo").generate("Once")``.
 
     Args:
-        name: a run, a checkpoint, a Hugging Face folder, ``hf:owner/name[@revision]``, or a model of llama2.c (its
-            ``.bin`` file with the tokenizer beside it, or their folder).
+        name: a run, a checkpoint, a Hugging Face folder, ``hf:owner/name[@revision]``, a ``.gguf`` file of llama.cpp,
+            or a model of llama2.c (its ``.bin`` file with the tokenizer beside it, or their folder).
         device: ``auto``, ``cpu``, ``cuda``, …
         dtype: what the weights become. ``auto`` leaves them as they are stored, so that a bfloat16 checkpoint takes no
             more memory than its file; ``float32`` and ``bfloat16`` convert each as it is read.
+        settings: what the engine may use.
+        drafter: who guesses tokens (speculative decoding), such as :class:`groundup.inference.PromptLookup`.
 
     Raises:
         GroundupError: nothing is found there, or a file of it is damaged.
@@ -50,20 +60,34 @@ def load(name: str | os.PathLike[str], *, device: str = "auto", dtype: Dtype = "
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}.{nearest(str(dtype), _DTYPES)}")
     wanted = _DTYPES[dtype]
     path = find_model(name)
-    chosen = choose_device(device)
-    if path.is_file():
+    chosen, ends = choose_device(device), list[int]()
+    if path.is_file() and path.suffix == ".gguf":
+        model, tokenizer = load_gguf(path, device=chosen, dtype=wanted), Tokenizer.load(path)
+    elif path.is_file():
         model = load_llama2c(path, device=chosen, dtype=wanted)
         tokenizer = _tokenizer_beside(path, model.config.vocab_size)
     else:
         verify_folder(path)
         model = load_model(path, device=chosen, dtype=wanted)
-        tokenizer = Tokenizer.load(path)
+        tokenizer, ends = Tokenizer.load(path), _end_tokens(path / "generation_config.json", model.config.vocab_size)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise GroundupError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}. "
             "They do not belong together."
         )
-    return LanguageModel(model, tokenizer)
+    return LanguageModel(model, tokenizer, end_of_text=ends, settings=settings, drafter=drafter)
+
+
+def _end_tokens(path: Path, vocab_size: int) -> list[int]:
+    """The tokens that end a text by a model's own account: a chat model has more than its tokenizer's."""
+    if not path.is_file():
+        return []
+    found = read_json(path).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    wrong = [value for value in ids if not isinstance(value, int) or not 0 <= value < vocab_size]
+    if wrong:
+        raise GroundupError(f"{path}: eos_token_id {wrong[0]!r} is no token of this model.")
+    return ids
 
 
 def _tokenizer_beside(weights: Path, vocab_size: int) -> Tokenizer:
@@ -91,11 +115,21 @@ class LanguageModel:
     Args:
         model: the weights.
         tokenizer: the tokenizer they were trained with.
+        end_of_text: further tokens that end a text, besides the tokenizer's own.
+        settings: what the engine may use.
+        drafter: who guesses tokens (speculative decoding), such as :class:`groundup.inference.PromptLookup`.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, *, end_of_text: Sequence[int] = (),
+        settings: EngineSettings | None = None, drafter: Drafter | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.engine = Engine(self.model, end_of_text=tokenizer.end_of_text_id, vocab_size=tokenizer.vocab_size)
+        own = tokenizer.end_of_text_id
+        ends = {*end_of_text, *(() if own is None else (own,))}
+        self.engine = Engine(
+            self.model, end_of_text=ends, vocab_size=tokenizer.vocab_size, settings=settings, drafter=drafter
+        )
 
     @overload
     def generate(self, prompts: str, **sampling: Unpack[Sampling]) -> str: ...
@@ -107,38 +141,101 @@ class LanguageModel:
         Args:
             prompts: one text, or several that are decoded together.
             sampling: the fields of :class:`SamplingParams`. With a seed, the n-th prompt of a list uses ``seed + n``.
+
+        Raises:
+            UsageError: a field is wrong, or several completions are asked for, which :meth:`complete` gives.
+            GroundupError: a request failed; the others have been completed, but are lost here.
         """
+        if sampling.get("n", 1) != 1:
+            raise UsageError("generate gives one text per prompt: complete(...) gives n of them.")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        params = SamplingParams.of(**sampling)
-        requests = [
-            Request(self.prompt_ids(text), replace(params, seed=None if params.seed is None else params.seed + number))
-            for number, text in enumerate(texts)
-        ]
-        streams = [_TextStream(self.tokenizer, params.stop, continued=bool(text)) for text in texts]
-        for step in self.engine.run(requests):
-            for index, token in step:
-                if streams[index].push(token):
-                    requests[index].finish = "stopped"
-        results = [stream.finished() for stream in streams]
+        found = self.complete(texts, **sampling)
+        results = [completions[0].text for completions in found]
         return results[0] if isinstance(prompts, str) else results
 
-    def stream(self, prompt: str, **sampling: Unpack[Sampling]) -> Iterator[str]:
+    def complete(
+        self, prompts: Sequence[str], params: SamplingParams | None = None, **sampling: Unpack[Sampling]
+    ) -> list[list[Answer]]:
+        """Continue each of a list of texts ``n`` times, with all that is known of each: tokens, log-probabilities, why
+        it ended.
+
+        Args:
+            prompts, sampling: as for :meth:`generate`; or ``params``, which hold the same.
+        """
+        params = SamplingParams.of(**sampling) if params is None else params
+        generations = [
+            self.generation(text, replace(params, seed=None if params.seed is None else params.seed + number))
+            for number, text in enumerate(prompts)
+        ]
+        self._run(generations)
+        return [generation.answers() for generation in generations]
+
+    def _run(self, generations: Sequence[Generation]) -> None:
+        by_request = {id(generation.request): generation for generation in generations}
+        for events in self.engine.run([generation.request for generation in generations]):
+            for event in events:
+                by_request[id(event.request)].push(event)
+
+    def generation(
+        self, prompt: str | Sequence[int], params: SamplingParams, *, priority: int = 0, tenant: str = "",
+        slide: bool = True,
+    ) -> Generation:  # fmt: skip
+        """A request to the engine, whose tokens become text.
+
+        Args:
+            prompt: a text, or the token ids of one, taken as they are.
+            params: how tokens are chosen.
+            priority, tenant, slide: see :class:`groundup.inference.requests.Request`.
+        """
+        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        request = Request(ids, params, priority=priority, tenant=tenant, slide=slide, mask=self._mask(params))
+        return Generation(request, self.tokenizer, continued=bool(prompt))
+
+    def _mask(self, params: SamplingParams) -> TokenMask | None:
+        """What a schema, an expression or a grammar allows."""
+        if params.json_schema is None and params.regex is None and params.grammar is None:
+            return None
+        from groundup.inference.constraints import Constraint
+
+        return Constraint.make(
+            self.tokenizer, json_schema=params.json_schema, regex=params.regex, grammar=params.grammar,
+            vocab_size=self.tokenizer.vocab_size, end_tokens=self.engine.end_of_text,
+        )  # fmt: skip
+
+    def stream(self, prompt: str | Sequence[int], **sampling: Unpack[Sampling]) -> Iterator[str]:
         """Continue a text piece by piece; the pieces joined are what :meth:`generate` returns. Never half a character.
 
         Args:
-            prompt: the text to continue.
+            prompt: the text to continue, or its token ids.
             sampling: the fields of :class:`SamplingParams`.
         """
-        params = SamplingParams.of(**sampling)
-        request = Request(self.prompt_ids(prompt), params)
-        text = _TextStream(self.tokenizer, params.stop, continued=bool(prompt))
-        for step in self.engine.run([request]):
-            for _, token in step:
-                if text.push(token):
-                    request.finish = "stopped"
-                if piece := text.take():
+        yield from self.pieces(self.generation(prompt, SamplingParams.of(**sampling)))
+
+    def pieces(self, generation: Generation) -> Iterator[str]:
+        """The first completion of a generation, piece by piece. Closing the iterator ends it."""
+        for events in self.engine.run([generation.request]):
+            for event in events:
+                generation.push(event)
+            if piece := generation.take():
+                yield piece
+        if piece := generation.take():
+            yield piece
+
+    async def agenerate(self, prompt: str | Sequence[int], **sampling: Unpack[Sampling]) -> str:
+        """:meth:`generate` for one text in an event loop: any number of them are decoded together."""
+        return "".join([piece async for piece in self.astream(prompt, **sampling)])
+
+    async def astream(self, prompt: str | Sequence[int], **sampling: Unpack[Sampling]) -> AsyncIterator[str]:
+        """:meth:`stream` in an event loop. A task that is cancelled lets go of its request."""
+        generation = self.generation(prompt, SamplingParams.of(**sampling))
+        stream = self.engine.stream(generation.request)
+        async with aclosing(stream):
+            async for events in stream:
+                for event in events:
+                    generation.push(event)
+                if piece := generation.take():
                     yield piece
-        if piece := text.take(final=True):
+        if piece := generation.take():
             yield piece
 
     @property
@@ -195,55 +292,3 @@ class LanguageModel:
             begin = self.tokenizer.special_tokens.get(self.tokenizer.vocabulary.bos_token or "", end)
             save_model(self.model, place, bos_id=begin, eos_id=end)
             self.tokenizer.save(place)
-
-
-class _TextStream:
-    """Text of one request as it grows: whole characters only, ended by the first stop text, none of which gets out.
-
-    Args:
-        continued: whether it goes on from other text; where not, the space that SentencePiece writes first is no part
-            of it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, continued: bool = True) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
-        self.continued = continued
-        self.special = set(tokenizer.special_tokens.values())
-        self.text = ""
-        self.taken = 0
-        self.stopped = False
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token: int) -> bool:
-        """Add a token; True once a stop text has been met."""
-        written = self.tokenizer.decode_bytes([token], continued=self.continued)
-        self.continued = token not in self.special
-        return self._extend(self._decoder.decode(written))
-
-    def _extend(self, text: str) -> bool:
-        self.text += text
-        ends = [self.text.find(stop) for stop in self.stop if stop in self.text]
-        if ends:
-            self.text, self.stopped = self.text[: min(ends)], True
-        return self.stopped
-
-    def take(self, *, final: bool = False) -> str:
-        """What may be shown now and was not yet: all but a tail that could still become a stop text."""
-        if final and not self.stopped:
-            self._extend(self._decoder.decode(b"", final=True))
-        held = 0
-        if not final and not self.stopped:
-            held = max((_overlap(self.text, stop) for stop in self.stop), default=0)
-        piece = self.text[self.taken : len(self.text) - held]
-        self.taken += len(piece)
-        return piece
-
-    def finished(self) -> str:
-        """The whole text."""
-        self.take(final=True)
-        return self.text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that is a proper beginning of ``stop``."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

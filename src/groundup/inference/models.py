@@ -45,10 +45,11 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 def find_model(name: str | os.PathLike[str]) -> Path:
     """What MODEL means: a Hugging Face folder, a run's best or latest checkpoint, ``hf:owner/name[@revision]``.
 
-    A model of llama2.c is its ``.bin`` file, or the folder where that is the only one beside tokenizers.
+    A model of llama2.c is its ``.bin`` file, or the folder where that is the only one beside tokenizers; one of
+    llama.cpp is its ``.gguf`` file.
 
     Returns:
-        The folder, or the file of llama2.c.
+        The folder, or the file of llama2.c or llama.cpp.
 
     Raises:
         UsageError: there is nothing by that name, or it is no model.
@@ -65,7 +66,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         if (pointer / "config.json").is_file():
             return pointer.resolve()
     if path.is_file():
-        if path.suffix == ".bin":
+        if path.suffix in (".bin", ".gguf"):
             return path
         raise UsageError(f"{text}: this is a file. MODEL is the folder that it lies in.")
     if path.is_dir():
@@ -73,7 +74,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     siblings = [str(entry) for entry in path.parent.glob("*") if entry.is_dir()] if path.parent.is_dir() else []
     raise UsageError(
         f"{text}: no such folder.{nearest(text, siblings)} "
-        "MODEL is a run, a checkpoint, a Hugging Face folder, a .bin file of llama2.c or hf:owner/name."
+        "MODEL is a run, a checkpoint, a Hugging Face folder, a .gguf file, a .bin file of llama2.c or hf:owner/name."
     )
 
 

@@ -13,13 +13,14 @@ queries, keys and values, in backends.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from groundup.model.backends import Backend, Scores, attend
-from groundup.model.cache import Cache
+from groundup.model.cache import Cache, Part
 from groundup.model.config import ModelConfig
 from groundup.model.masks import View
 from groundup.model.norms import make_norm
@@ -37,6 +38,7 @@ class Step:
         cache: keys and values of earlier positions.
         backend: how attention is computed.
         weights: collects the attention weights of each layer, B H T S; None to not look at them.
+        parts: of a ragged batch, whose row of tokens has a view and a cache for each part only.
     """
 
     view: View
@@ -45,6 +47,7 @@ class Step:
     cache: Cache | None
     backend: Backend
     weights: list[Tensor] | None = None
+    parts: tuple[Part, ...] = ()
 
 
 class Attention(nn.Module):
@@ -78,14 +81,30 @@ class Attention(nn.Module):
             q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
         if (rotation := rotation_of(self.kind, step)) is not None:
             q_BTHD, k_BTGD = rotate(q_BTHD, *rotation), rotate(k_BTGD, *rotation)
+        return self.out(in_parts(self._mixed, step, q_BTHD, k_BTGD, v_BTGD).flatten(2))
+
+    def _mixed(self, step: Step, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        """The values that queries find, among the new keys and those of the cache; B T H D."""
         first = 0
         if step.cache is not None:
             k_BTGD, v_BTGD, first = step.cache.append(self.layer, k_BTGD, v_BTGD)
             k_BTGD, v_BTGD = k_BTGD.to(q_BTHD.dtype), v_BTGD.to(q_BTHD.dtype)
         scores = Scores(self.scale, self.softcap, self.slopes_H, self.sinks_H, self.dropout if self.training else 0.0)
         view = step.view.at(self.window, first)
-        mixed_BTHD = attend(q_BTHD, k_BTGD, v_BTGD, view, scores, backend=step.backend, weights=step.weights)
-        return self.out(mixed_BTHD.flatten(2))
+        return attend(q_BTHD, k_BTGD, v_BTGD, view, scores, backend=step.backend, weights=step.weights)
+
+
+def in_parts(mix: Callable[..., Tensor], step: Step, *tensors: Tensor) -> Tensor:
+    """What ``mix`` makes of a step and tensors B T ...; of a ragged batch, 1 M ..., part by part."""
+    if not step.parts:
+        return mix(step, *tensors)
+    found = []
+    for part in step.parts:
+        cache = part.cache
+        view = View(part.queries, cache.length, 0, None, cache.pad_B, None, tensors[0].device)
+        own = replace(step, view=view, cache=cache, parts=())
+        found.append(mix(own, *(part.cut(tensor) for tensor in tensors)).flatten(0, 1))
+    return torch.cat(found)[None]
 
 
 def rotation_of(kind: str, step: Step) -> Rotation | None:

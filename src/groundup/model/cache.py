@@ -1,9 +1,10 @@
 """What decoding remembers: keys and values of the positions already seen, or the latents they come from."""
 
-# B batch   T new positions   S kept positions   G key/value heads   D head dimension
+# B batch   M tokens of a ragged batch   T new positions   S kept positions   G key/value heads   D head dimension
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -34,6 +35,48 @@ class Cache(Protocol):
 
     def advance(self, positions: int) -> None:
         """Count positions as stored: once per forward pass, after the last layer."""
+
+
+@dataclass
+class Part:
+    """Tokens of a ragged batch that are read alike: those of sequences that have equally many new ones.
+
+    Args:
+        begin: where they begin in the batch's row of tokens, sequence after sequence.
+        sequences: how many sequences.
+        queries: T, new tokens of each.
+        longest: positions that the longest of these texts has, or will have when its prompt has been read.
+        cache: what is kept of them, aligned at their ends (``pad_B``) when their lengths differ.
+    """
+
+    begin: int
+    sequences: int
+    queries: int
+    longest: int
+    cache: Cache
+
+    @property
+    def end(self) -> int:
+        """Where they end in the row of tokens."""
+        return self.begin + self.sequences * self.queries
+
+    def cut(self, x_1M: Tensor) -> Tensor:
+        """This part of something that there is for each token of the row, 1 M ..., as B T ...."""
+        return x_1M[0, self.begin : self.end].unflatten(0, (self.sequences, self.queries))
+
+
+@dataclass
+class Ragged:
+    """Sequences of different lengths read together, as one row of tokens: each product is of all tokens at once, and
+    attention of one part after the other (continuous batching; Yu et al. 2022, "selective batching").
+
+    Args:
+        positions_1M: the place of each token in its own text, int64.
+        parts: what the row consists of, from its beginning to its end.
+    """
+
+    positions_1M: Tensor
+    parts: tuple[Part, ...]
 
 
 class LayerCache:

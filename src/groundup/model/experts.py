@@ -185,14 +185,14 @@ class _Stack(nn.Module):
 def grouped_linear(x_RI: Tensor, weight_NOI: Tensor, offsets_N: Tensor) -> Tensor:
     """All experts' products as one call: rows up to each offset times that expert's matrix; R O.
 
-    PyTorch's grouped product wants rows of whole 16 bytes. Sizes that have others, which no model of use has, go one
+    PyTorch's grouped product wants rows of whole 16 bytes, and no float64. Others, which no model of use has, go one
     expert after the other.
     """
     dtype = weight_NOI.dtype
     if torch.is_autocast_enabled(x_RI.device.type):
         dtype = torch.get_autocast_dtype(x_RI.device.type)
     x_RI, weight_NOI = x_RI.to(dtype), weight_NOI.to(dtype)
-    if all(size * dtype.itemsize % 16 == 0 for size in weight_NOI.shape[1:]):
+    if dtype != torch.float64 and all(size * dtype.itemsize % 16 == 0 for size in weight_NOI.shape[1:]):
         return F.grouped_mm(x_RI, weight_NOI.transpose(-2, -1), offs=offsets_N.to(torch.int32))
     counts = torch.diff(offsets_N, prepend=offsets_N.new_zeros(1)).tolist()
     parts = zip(x_RI.split(counts), weight_NOI, strict=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from groundup.model.attention import Step, rotation_of
+from groundup.model.attention import Step, in_parts, rotation_of
 from groundup.model.backends import Scores, attend
 from groundup.model.config import ModelConfig
 from groundup.model.masks import View
@@ -56,21 +56,23 @@ class LatentAttention(nn.Module):
         latent_BS1R, k_BS1P = self.kv_norm(latent_BTR)[:, :, None], k_BTP[:, :, None]
         if (rotation := rotation_of(self.kind, step)) is not None:
             q_BTHP, k_BS1P = rotate(q_BTHP, *rotation), rotate(k_BS1P, *rotation)
-        first = 0
+        return self.out(in_parts(self._mixed, step, q_BTHN, q_BTHP, latent_BS1R, k_BS1P).flatten(2))
+
+    def _mixed(self, step: Step, q_BTHN: Tensor, q_BTHP: Tensor, latent_BS1R: Tensor, k_BS1P: Tensor) -> Tensor:
+        """The values that queries find, among the new latents and those of the cache; B T H V."""
+        first, dtype = 0, q_BTHN.dtype
         if step.cache is not None:
             latent_BS1R, k_BS1P, first = step.cache.append(self.layer, latent_BS1R, k_BS1P)
-            latent_BS1R, k_BS1P = latent_BS1R.to(q.dtype), k_BS1P.to(q.dtype)
+            latent_BS1R, k_BS1P = latent_BS1R.to(dtype), k_BS1P.to(dtype)
         view = step.view.at(self.window, first)
         scores = Scores(self.scale, self.softcap, self.slopes_H, None, self.dropout if self.training else 0.0)
-        if step.cache is not None and self._absorbing_pays(x_BTE.shape[1]):
-            mixed_BTHV = self._absorbed(q_BTHN, q_BTHP, latent_BS1R, k_BS1P, view, scores, step)
-        else:
-            kv_BSHX = self.kv_up(latent_BS1R[:, :, 0]).unflatten(-1, (self.n_head, -1))
-            k_BSHN, v_BSHV = kv_BSHX.split([self.nope_dim, self.v_dim], dim=-1)
-            k_BSHD = torch.cat([k_BSHN, k_BS1P.expand(-1, -1, self.n_head, -1)], dim=-1)
-            q_BTHD = torch.cat([q_BTHN, q_BTHP], dim=-1)
-            mixed_BTHV = attend(q_BTHD, k_BSHD, v_BSHV, view, scores, backend=step.backend, weights=step.weights)
-        return self.out(mixed_BTHV.flatten(2))
+        if step.cache is not None and self._absorbing_pays(q_BTHN.shape[1]):
+            return self._absorbed(q_BTHN, q_BTHP, latent_BS1R, k_BS1P, view, scores, step)
+        kv_BSHX = self.kv_up(latent_BS1R[:, :, 0]).unflatten(-1, (self.n_head, -1))
+        k_BSHN, v_BSHV = kv_BSHX.split([self.nope_dim, self.v_dim], dim=-1)
+        k_BSHD = torch.cat([k_BSHN, k_BS1P.expand(-1, -1, self.n_head, -1)], dim=-1)
+        q_BTHD = torch.cat([q_BTHN, q_BTHP], dim=-1)
+        return attend(q_BTHD, k_BSHD, v_BSHV, view, scores, backend=step.backend, weights=step.weights)
 
     def _absorbing_pays(self, queries: int) -> bool:
         """Whether longer products for each pair of query and key are less work than making keys and values."""

@@ -34,6 +34,13 @@ class Rotary(nn.Module):
         self.original_length = scaling.original_length or max(1, round(context_length / scaling.factor))
         self.amplitude = attention_factor(scaling, self.original_length)
 
+    @property
+    def grows(self) -> bool:
+        """Whether the frequencies hang on the length of the text: then keys of a shorter one are not those of a longer
+        one.
+        """
+        return self.scaling.kind in ("dynamic", "longrope")
+
     def frequencies(self, length: int, device: torch.device) -> Tensor:
         """Angle per position of each pair of dimensions, for a text of ``length`` positions; float32, R/2."""
         scaling, original = self.scaling, self.original_length

@@ -99,7 +99,7 @@ def quantize(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
     """Round weights to the nearest code.
 
     Args:
-        weight: O I, or N O I.
+        weight: O I, or N O I. On the meta device only names, shapes and types are found.
 
     Returns:
         The tensors that the top of this file describes, by name. With ``scheme.double``, ``scale`` is replaced by
@@ -109,7 +109,7 @@ def quantize(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
         UsageError: a weight is not finite.
     """
     weight = weight.detach().to(torch.float32)
-    if not weight.isfinite().all():
+    if not weight.is_meta and not weight.isfinite().all():
         raise UsageError("a weight is infinite or not a number, which no code stands for. Was the training unstable?")
     if scheme.kind == "int8":
         scale = weight.abs().amax(dim=-1, keepdim=True) / 127

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from groundup.model.attention import Step, make_attention
 from groundup.model.backends import Backend
-from groundup.model.cache import Cache
+from groundup.model.cache import Cache, Ragged
 from groundup.model.checkpointing import checkpointed
 from groundup.model.config import ModelConfig
 from groundup.model.experts import MixtureOfExperts, Router, Routing
@@ -21,7 +21,7 @@ from groundup.model.heads import FurtherToken
 from groundup.model.initialisation import initialise
 from groundup.model.masks import View, positions_in_documents
 from groundup.model.norms import make_norm, softcap
-from groundup.model.positions import make_rotary, sinusoidal
+from groundup.model.positions import Rotary, Rotation, make_rotary, sinusoidal
 
 
 class Block(nn.Module):
@@ -92,27 +92,33 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
 
     def features(
-        self, ids_BT: Tensor, cache: Cache | None = None, *, documents_BT: Tensor | None = None,
+        self, ids_BT: Tensor, cache: Cache | Ragged | None = None, *, documents_BT: Tensor | None = None,
         weights: list[Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """The normed residual stream above the last block, B T E: what the head turns into logits.
 
         Args:
-            ids_BT, cache, documents_BT: as for :meth:`forward`.
+            ids_BT, cache, documents_BT: as for :meth:`forward`. With a ragged batch, its row of tokens, 1 M.
             weights: collects the attention weights of each layer, B H T S (computed explicitly).
         """
         return self.norm(self.stream(ids_BT, cache, documents_BT=documents_BT, weights=weights)[0])
 
     def stream(
-        self, ids_BT: Tensor, cache: Cache | None = None, *, documents_BT: Tensor | None = None,
+        self, ids_BT: Tensor, cache: Cache | Ragged | None = None, *, documents_BT: Tensor | None = None,
         weights: list[Tensor] | None = None,
     ) -> tuple[Tensor, Step]:  # fmt: skip
         """The residual stream above the last block before its norm, B T E, and what the blocks were told."""
-        positions_BT, step = self._step(ids_BT, cache, documents_BT, weights)
+        if isinstance(cache, Ragged):
+            positions_BT, step = self._ragged_step(cache)
+        else:
+            positions_BT, step = self._step(ids_BT, cache, documents_BT, weights)
         x_BTE = self.embed(ids_BT, positions_BT)
         for block in self.blocks:
             x_BTE = checkpointed(block, x_BTE, step, self.checkpointing if self.training else "none")
-        if cache is not None:
+        if isinstance(cache, Ragged):
+            for part in cache.parts:
+                part.cache.advance(part.queries)
+        elif cache is not None:
             cache.advance(ids_BT.shape[1])
         return x_BTE, step
 
@@ -150,6 +156,24 @@ class Transformer(nn.Module):
             local = self.local_rotary(positions_BT, past + T)
         view = View(T, past, 0, None, pad_B, documents_BT, device)
         return positions_BT, Step(view, rotation, local, cache, self.backend, weights)
+
+    def _ragged_step(self, batch: Ragged) -> tuple[Tensor, Step]:
+        """The same for a row of tokens of many sequences; what each part may see is told part by part."""
+        positions_1M, parts = batch.positions_1M, batch.parts
+
+        def rotation(rotary: Rotary | None) -> Rotation | None:
+            if rotary is None:
+                return None
+            if not rotary.grows:
+                return rotary(positions_1M, self.config.context_length)
+            found = [rotary(positions_1M[:, part.begin : part.end], part.longest) for part in parts]
+            return torch.cat([cos for cos, _ in found], dim=1), torch.cat([sin for _, sin in found], dim=1)
+
+        turned = rotation(self.rotary)
+        own = self.config.rope_local_theta is not None
+        local = None if self.local_rotary is None else rotation(self.local_rotary) if own else turned
+        nothing = View(0, 0, 0, None, None, None, positions_1M.device)
+        return positions_1M, Step(nothing, turned, local, None, self.backend, parts=parts)
 
     def forward(
         self, ids_BT: Tensor, cache: Cache | None = None, *, documents_BT: Tensor | None = None, last_only: bool = False

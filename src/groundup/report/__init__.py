@@ -4,11 +4,12 @@ Read in this order: jsonl.py (files that grow by one line at a time and survive 
 samples.py (the two that a run writes), run_folder.py (everything a report reads, each part optional),
 standing.py (the model beside its yardsticks, in words and rows), cost.py (what it cost), figure.py and plots.py (the
 curves), html.py and templates/run.html.j2 (the page), compare.py and compare_page.py (several runs side by side),
-terminal.py (the tables in a terminal). While a run goes on, tracking.py takes what it measures; tensorboard.py and
-hosted.py pass it on to those who are asked for.
+terminal.py (the tables in a terminal), inspection.py, inspection_page.py and inspection_plots.py (a look inside a
+model). While a run goes on, tracking.py takes what it measures; tensorboard.py and hosted.py pass it on to those who
+are asked for.
 
 But for tracking, this room reads what a run left on the disk. It computes no model and no measure of its own, and its
-pages need no network, no script and no other file to be read.
+pages need no network and no other file to be read, and no script but for the inspection's, which draws its maps.
 """
 
 from typing import TYPE_CHECKING

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,20 @@ def _painter(names: list[str], lines: list[Points], divisor: float, *, smoothed:
             y = (smooth(values, SMOOTHING * len(values)) if smoothed else y)[few]
             style = {"color": RUNS[number % len(RUNS)], "linestyle": DASHES[number // len(RUNS)], "linewidth": 1.4}
             axes.plot(x, y, marker="" if smoothed else "o", markersize=3, label=_short(name), **style)
-        if smoothed:  # the fall of the first few steps would flatten everything after
-            everything = np.concatenate([np.array(values) for _, values in lines])
-            low, high = float(everything.min()), float(np.quantile(everything, 0.97))
+        if smoothed:  # the fall of the first few steps would flatten everything after; but every run is to be seen
+            low, high = _range([values for _, values in lines if values])
             margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
             axes.set_ylim(low - margin, high + margin)
         legend(axes)
 
     return paint
+
+
+def _range(lines: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The lowest value, and what nearly all values are below, of each line its later half at least."""
+    everything = np.concatenate([np.array(values) for values in lines])
+    later = max(float(np.median(values)) for values in lines)
+    return float(everything.min()), max(float(np.quantile(everything, 0.97)), later)
 
 
 def _short(name: str) -> str:

@@ -34,27 +34,40 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file beside ``path`` and rename it into place, flushed to the disk, when the block ends well.
+
+    A reader, or a crash, sees the old content or the new, never a part. If the block raises, nothing at ``path`` has
+    changed.
 
     Raises:
-        GroundupError: the place cannot be written (no space, no permission, …); an older file there is untouched.
+        GroundupError: the place cannot be written (no space, no permission, …).
     """
     path = Path(path)
-    data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = _beside(path, "part")
     with os_errors(path, "cannot write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
+            yield temporary
+            with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             fsync_folder(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+        GroundupError: the place cannot be written (no space, no permission, …); an older file there is untouched.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

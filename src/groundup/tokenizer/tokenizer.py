@@ -179,6 +179,17 @@ class Tokenizer:
         """
         formats.write_tiktoken(Path(path), self._explicit())
 
+    def gguf_fields(self, vocab_size: int | None = None) -> dict[str, Any]:
+        """What a GGUF file (llama.cpp's) says of the tokenizer: values by name, such as ``tokenizer.ggml.tokens``.
+
+        Args:
+            vocab_size: of the model, where it has more tokens; None for the tokenizer's.
+
+        Raises:
+            UsageError: the format has no place for what the tokenizer does.
+        """
+        return formats.gguf.fields_of(self._explicit(), vocab_size or self.vocab_size)
+
     def _explicit(self) -> Vocabulary:
         """The vocabulary, with the merges that its ranks stand for."""
         if self.vocabulary.kind != "bpe":

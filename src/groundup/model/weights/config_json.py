@@ -64,12 +64,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_to_json(
-    config: ModelConfig, *, dtype: str = "float32", bos_id: int | None = None, eos_id: int | None = None
-) -> dict[str, Any]:
-    """The content of ``config.json`` for this config; ``dtype`` is that of the weights beside it."""
+    config: ModelConfig, *, dtype: str = "float32", bos_id: int | None = None, eos_id: int | None = None,
+    own: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """The content of ``config.json`` for this config.
+
+    Args:
+        dtype: of the weights beside it.
+        own: say it in our words in any case, for weights that no other tool reads.
+    """
     common: dict[str, Any] = {"dtype": dtype, "bos_token_id": bos_id, "eos_token_id": eos_id}
     common["pad_token_id"] = None  # some families' default lies outside of a smaller vocabulary
-    family = family_of(config)
+    family = None if own else family_of(config)
     if family is None:
         return {"model_type": SECTION} | common | {SECTION: config.to_dict()}
     values = {"architectures": [family.architecture], "model_type": family.model_type} | common

@@ -16,6 +16,7 @@ from groundup.model.transformer import Transformer
 from groundup.model.weights.config_json import config_to_json, family_of, read_config
 from groundup.model.weights.families import FAMILIES, Family
 from groundup.model.weights.links import Link, same
+from groundup.model.weights.quantized_folder import Quantization
 from groundup.model.weights.stored import Stored, stored_tensors
 from groundup.model.weights.tensor_file import TensorFile
 from groundup.runtime import GroundupError, UsageError, os_errors, read_json, write_json
@@ -26,14 +27,16 @@ SHARD_BYTES = 5 * 10**9  # what the hub recommends for one file
 def links_of(model: Transformer) -> list[Link]:
     """Every tensor of the folder that this model is saved as, and what it is of the model's."""
     family = family_of(model.config)
-    return _own_links(model) if family is None else family.links(model.config)
+    return _own_links(model.config) if family is None else family.links(model.config)
 
 
-def _own_links(model: Transformer) -> list[Link]:
-    tied = model.config.tie_embeddings
-    with torch.device("meta"):  # the names of a plain model, whatever this one has become
-        names = Transformer(model.config).state_dict()
-    return [same(name, name) for name in names if not (tied and name == "head.weight")]
+def _own_links(config: ModelConfig, quantization: Quantization | None = None) -> list[Link]:
+    with torch.device("meta"):  # the names that such a model should have, whatever one has become
+        model = Transformer(config)
+    if quantization is not None:
+        quantization.apply(model)
+    names = model.state_dict()
+    return [same(name, name) for name in names if not (config.tie_embeddings and name == "head.weight")]
 
 
 # ---- saving
@@ -45,17 +48,18 @@ def save_model(
 ) -> None:  # fmt: skip
     """Write ``config.json``, ``generation_config.json`` and the weights into an existing folder.
 
-    The caller makes the folder whole or not at all (:func:`groundup.runtime.atomic_folder`).
+    The caller makes the folder whole or not at all (:func:`groundup.runtime.atomic_folder`). Quantized layers are
+    saved as they are, in a folder that only we read (quantized_folder.py).
 
     Args:
         shard_bytes: weights beyond this go to several files, with an index.
 
     Raises:
-        UsageError: the model has adapters or quantized layers.
+        UsageError: the model has adapters, or layers that are quantized in different ways.
         GroundupError: it cannot be written.
     """
-    tensors = dict(model.state_dict())
-    links = links_of(model)
+    tensors, quantization = dict(model.state_dict()), Quantization.of(model)
+    links = links_of(model) if quantization is None else _own_links(model.config, quantization)
     if missing := next((place.name for link in links for place in link.ours if place.name not in tensors), None):
         raise UsageError(
             f"{missing} is behind an adapter or quantized: only plain weights are saved as a model. Merge and remove "
@@ -78,7 +82,10 @@ def save_model(
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
             write_json(folder / "model.safetensors.index.json", index)
         dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-        write_json(folder / "config.json", config_to_json(model.config, dtype=dtype, bos_id=bos_id, eos_id=eos_id))
+        config = config_to_json(model.config, dtype=dtype, bos_id=bos_id, eos_id=eos_id, own=quantization is not None)
+        if quantization is not None:
+            config["quantization_config"] = quantization.to_json()
+        write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eos_id})
 
 
@@ -129,10 +136,15 @@ def load_model(
     """
     config = read_config(folder)
     values = read_json(folder / "config.json", "model config")
+    quantization = Quantization.from_json(values.get("quantization_config"), folder / "config.json")
     stored = stored_tensors(map(TensorFile, _weight_files(folder)), values.get("quantization_config"))
-    model = empty_model(config, device, dtype or _stored_dtype(stored))
     family = FAMILIES.get(values.get("model_type"))
-    links = {link.theirs: link for link in (_own_links(model) if family is None else family.links(config))}
+    try:
+        model = empty_model(config, device, dtype or _stored_dtype(stored), quantization)
+        found = _own_links(config, quantization) if family is None else family.links(config)
+    except UsageError as error:  # nobody asked for these layers: the file is wrong, not the command
+        raise GroundupError(f"{folder / 'config.json'}: {error}") from error
+    links = {link.theirs: link for link in found}
     tensors = dict(model.state_dict())
     waiting = dict.fromkeys(links)
     for name, tensor in stored.items():
@@ -145,10 +157,17 @@ def load_model(
     return model
 
 
-def empty_model(config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> Transformer:
-    """A model whose memory is there and whose weights are not: nothing is computed that would be overwritten."""
+def empty_model(
+    config: ModelConfig, device: torch.device | str, dtype: torch.dtype, quantization: Quantization | None = None
+) -> Transformer:
+    """A model whose memory is there and whose weights are not: nothing is computed that would be overwritten.
+
+    Quantized layers have no other memory than that of their codes and scales, at no time.
+    """
     with torch.device("meta"):
         model = Transformer(config)
+    if quantization is not None:
+        quantization.apply(model, dtype)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name == "slopes_H":  # a constant; what checkpoints hold is filled in later
@@ -175,6 +194,8 @@ def _fill(link: Link, stored: Stored, tensors: dict[str, Tensor]) -> None:
         raise GroundupError(
             f"{stored.path}: {link.theirs} has shape {list(stored.shape)}, the config asks for {list(asked)}."
         )
+    if not places[0].is_floating_point() and stored.dtype != places[0].dtype:
+        raise GroundupError(f"{stored.path}: {link.theirs} is {stored.dtype}, should be {places[0].dtype}.")
     with torch.no_grad():
         if link.plain:
             stored.read_into(places[0])
@@ -207,8 +228,8 @@ def _link_name(name: str, links: dict[str, Link], family: Family | None, config:
 
 
 def _stored_dtype(stored: dict[str, Stored]) -> torch.dtype:
-    """The floating-point type of the first matrix."""
-    kinds = (tensor.dtype for tensor in stored.values() if len(tensor.shape) > 1)
+    """The floating-point type of the first matrix that is not of scales."""
+    kinds = (t.dtype for name, t in stored.items() if len(t.shape) > 1 and not name.endswith(".scale"))
     return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
 
 

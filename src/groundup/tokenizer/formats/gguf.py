@@ -1,6 +1,6 @@
-"""The vocabulary in a GGUF file (llama.cpp's format), through the ``gguf`` library. Tensors are not read.
+"""The vocabulary in a GGUF file (llama.cpp's format): read from the head of the file, and written as named values.
 
-Two kinds are read: ``gpt2``, byte-level BPE whose pattern the file names, and ``llama``, a SentencePiece BPE model
+Two kinds are known: ``gpt2``, byte-level BPE whose pattern the file names, and ``llama``, a SentencePiece BPE model
 whose pieces, scores and types the file holds.
 """
 
@@ -10,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groundup.runtime.errors import GroundupError, UsageError, nearest, os_errors
-from groundup.tokenizer.alphabet import from_characters
+from groundup.runtime.errors import UsageError, nearest, os_errors
+from groundup.runtime.gguf_file import read_gguf
+from groundup.tokenizer.alphabet import from_characters, to_characters
 from groundup.tokenizer.formats import sentencepiece
 from groundup.tokenizer.formats.common import UnreadableError, check_merges, check_tokens, place_tokens, reading
 from groundup.tokenizer.formats.huggingface import DIGITS
 from groundup.tokenizer.formats.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from groundup.tokenizer.pretokenize import PATTERNS
-from groundup.tokenizer.vocabulary import Normalization, Vocabulary
+from groundup.tokenizer.vocabulary import END_OF_TEXT, Normalization, Vocabulary
 
 
 class Cutting(NamedTuple):
@@ -43,6 +44,7 @@ CUTTINGS = {
     "llama-v3": _LLAMA3,
     "llama-bpe": _LLAMA3,
     "qwen2": Cutting(_QWEN2, "NFC"),
+    "dbrx": Cutting(PATTERNS["cl100k"]),
     "gpt-4o": Cutting(PATTERNS["o200k"]),
     "starcoder": Cutting(DIGITS),
     "refact": Cutting(DIGITS),
@@ -63,15 +65,10 @@ def read(path: Path, pattern: str | None = None) -> Vocabulary:
         GroundupError: it cannot be read, is damaged, or its vocabulary is of another kind.
         UsageError: it names a pattern that is not known here.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise GroundupError("GGUF files need the package gguf: pip install 'groundup[tokenizer]'") from error
     with os_errors(path, "cannot read tokenizer"), reading(path, "GGUF file"):
-        reader = GGUFReader(path)
         fields = {
-            name.removeprefix("tokenizer."): field.contents()
-            for name, field in reader.fields.items()
+            name.removeprefix("tokenizer."): value
+            for name, value in read_gguf(path).fields.items()
             if name.startswith("tokenizer.")
         }
         model = fields.get("ggml.model")
@@ -115,7 +112,7 @@ def _bpe(path: Path, fields: dict[str, Any], pattern: str | None) -> Vocabulary:
         "bpe",
         place_tokens(by_id, special | added),
         pattern or cutting.pattern,
-        check_merges(fields["ggml.merges"], ordinary | added),
+        check_merges(fields.get("ggml.merges", ()), ordinary | added),
         special,
         added,
         whole_words=cutting.whole_words,
@@ -156,3 +153,88 @@ def _spm(fields: dict[str, Any]) -> Vocabulary:
     )
     template = fields.get("chat_template")
     return vocabulary if template is None else replace(vocabulary, chat_template=template)
+
+
+# ---- writing
+
+
+def fields_of(vocabulary: Vocabulary, vocab_size: int) -> dict[str, Any]:
+    """What a GGUF file says of a vocabulary: named values, as ``tokenizer.ggml.tokens``.
+
+    Args:
+        vocabulary: with its merges.
+        vocab_size: of the model; ids past the vocabulary's become tokens that are out of use.
+
+    Raises:
+        UsageError: llama.cpp has no word for the vocabulary's kind, or for how it treats text.
+    """
+    if vocab_size < len(vocabulary.tokens):
+        raise UsageError(f"the tokenizer has {len(vocabulary.tokens):,} tokens, the model {vocab_size:,}: too few.")
+    if vocabulary.kind == "bpe":
+        fields = _bpe_fields(vocabulary, vocab_size)
+    elif vocabulary.kind == "sentencepiece":
+        fields = _spm_fields(vocabulary, vocab_size)
+    else:
+        raise UsageError(f"a tokenizer of {vocabulary.kind} has no place in a GGUF file; BPE and SentencePiece have.")
+    for key, name in (("bos", vocabulary.bos_token), ("eos", vocabulary.eos_token or END_OF_TEXT)):
+        if (number := vocabulary.special_tokens.get(name or "")) is not None:
+            fields[f"ggml.{key}_token_id"] = number
+    fields |= {"ggml.add_bos_token": bool(vocabulary.prefix), "ggml.add_eos_token": bool(vocabulary.suffix)}
+    if vocabulary.chat_template is not None:
+        fields["chat_template"] = vocabulary.chat_template
+    return {f"tokenizer.{name}": value for name, value in fields.items()}
+
+
+def _bpe_fields(vocabulary: Vocabulary, vocab_size: int) -> dict[str, Any]:
+    told = Cutting(vocabulary.pattern, vocabulary.normalization, vocabulary.whole_words)
+    named = (name for name, known in CUTTINGS.items() if known._replace(begins=False) == told)
+    name = next(named, None)
+    if name is None or vocabulary.prefix_space:
+        raise UsageError(
+            "llama.cpp has no name for the way this tokenizer cuts text, and its files hold no patterns. It has one "
+            "for gpt2, gpt4 (= cl100k) and o200k without normalization."
+        )
+    written, types = _outside(vocabulary, vocab_size)
+    for number in vocabulary.ordinary_ids():
+        if types[number] != USER_DEFINED:
+            written[number], types[number] = to_characters(vocabulary.tokens[number]), NORMAL
+    merges = [f"{written[left]} {written[right]}" for left, right in vocabulary.merges or ()]
+    return {
+        "ggml.model": "gpt2",
+        "ggml.pre": name,
+        "ggml.tokens": written,
+        "ggml.token_type": types,
+        "ggml.merges": merges,
+    }
+
+
+def _spm_fields(vocabulary: Vocabulary, vocab_size: int) -> dict[str, Any]:
+    proto = sentencepiece.parsed(vocabulary.model)
+    rules, trainer = proto.normalizer_spec, proto.trainer_spec
+    _, model_pb2 = sentencepiece.library()
+    if trainer.model_type != model_pb2.TrainerSpec.BPE or BYTE not in {piece.type for piece in proto.pieces}:
+        raise UsageError("llama.cpp has SentencePiece's BPE with byte pieces only, which this tokenizer is not.")
+    if rules.precompiled_charsmap or rules.remove_extra_whitespaces:
+        raise UsageError("llama.cpp does not normalize text, as this SentencePiece tokenizer does.")
+    written, types = _outside(vocabulary, vocab_size)
+    scores = [0.0] * vocab_size
+    for number, piece in enumerate(proto.pieces):
+        written[number], types[number], scores[number] = piece.piece, piece.type, piece.score
+    fields = {
+        "ggml.model": "llama",
+        "ggml.pre": "default",
+        "ggml.tokens": written,
+        "ggml.scores": scores,
+        "ggml.token_type": types,
+        "ggml.add_space_prefix": bool(rules.add_dummy_prefix),
+    }
+    return fields if vocabulary.unknown is None else fields | {"ggml.unknown_token_id": vocabulary.unknown}
+
+
+def _outside(vocabulary: Vocabulary, vocab_size: int) -> tuple[list[str], list[int]]:
+    """Texts and types of the tokens that no algorithm makes; all others are out of use so far."""
+    written, types = [f"[PAD{number}]" for number in range(vocab_size)], [UNUSED] * vocab_size
+    for names, kind in ((vocabulary.added_tokens, USER_DEFINED), (vocabulary.special_tokens, CONTROL)):
+        for name, number in names.items():
+            written[number], types[number] = name, kind
+    return written, types
