@@ -1,0 +1,81 @@
+"""What benchmarks/decode.py found, as a section of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from train_page import place
+
+Result = Mapping[str, Any]
+GGUF = {"float32": "F32", "16-bit": "F16", "8-bit": "Q8_0", "4-bit": "Q4_0"}
+
+
+def decode(result: Result) -> list[str]:
+    """Tokens a second for one and many, and how long a long prompt holds others up."""
+    shape, cases = result["shape"], result["cases"]
+    llama = result["machine"]["packages"].get("llama_cpp_python")
+    lines = [
+        "## Decoding, on a CPU",
+        "",
+        place(result) + (f" llama.cpp through llama-cpp-python {llama}." if llama else ""),
+        "",
+        f"A Llama of {shape['n_layer']} x {shape['n_embd']} with {shape['n_kv_head']} of {shape['n_head']} heads for "
+        f"keys and values, vocabulary of {shape['vocab_size']:,}, random weights, the same for all. Greedy, every "
+        "measurement in a process of its own, the contenders in turn; tokens a second are the median of the rounds, "
+        "ratios are of one round (lowest to highest): above 1, this package is faster. 16-bit is bfloat16, of "
+        "llama.cpp float16; 8-bit and 4-bit are int8 and int4 with the head in bfloat16, of llama.cpp Q8_0 and Q4_0, "
+        "which quantizes the head too.",
+        "",
+        "| | | groundup | llama.cpp | ratio | transformers | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in (case for case in cases if case["work"] == "decode"):
+        what = f"{case['batch']} x {case['new']} new" if case["new"] > 1 else f"read {case['prompt']}"
+        cells = [shown_rate(case, "groundup")]
+        for name in ("llama.cpp", "transformers"):
+            cells += [shown_rate(case, name), shown_ratio(case, name)]
+        lines.append(f"| {case['way']} | {what} | " + " | ".join(cells) + " |")
+    crowds = [case for case in cases if case["work"] == "crowd"]
+    if crowds:
+        lines += [
+            "",
+            "32 requests of unequal lengths at once, tokens a second that were asked for; transformers pads them to "
+            "one batch, or batches them continuously (what `generate_batch` stands on):",
+            "",
+            "| | groundup | padded | ratio | continuous | ratio | of the cache unused |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for case in crowds:
+            waste = median(one["waste"] for one in case["rounds"]["groundup"])
+            cells = [shown_rate(case, "groundup")]
+            for name in ("transformers", "transformers, continuous"):
+                cells += [shown_rate(case, name), shown_ratio(case, name)]
+            lines.append(f"| {case['way']} | " + " | ".join(cells) + f" | {waste:.1%} |")
+    for case in (case for case in cases if case["work"] == "gaps"):
+        times = case["rounds"]["groundup"]
+        usual, p99 = (1e3 * median(one[key] for one in times) for key in ("usual", "p99"))
+        lines += [
+            "",
+            f"Four texts are continued, a token every {usual:.1f} ms, while a prompt of {case['long']:,} tokens is "
+            f"read: 99 of 100 gaps are then below {p99:.1f} ms, {median(one['ratio'] for one in times):.2f} times the "
+            "usual.",
+        ]
+    failed = [
+        f"{case['work']} {case['way']}, {name}: {why}" for case in cases for name, why in case["failures"].items()
+    ]
+    return [*lines, "", "Could not be measured: " + "; ".join(failed) + "."] if failed else lines
+
+
+def shown_rate(case: Result, name: str) -> str:
+    """Tokens a second."""
+    from decode import rate
+
+    return f"{rate(case, name):,.0f}" if case["rounds"].get(name) else "–"
+
+
+def shown_ratio(case: Result, name: str) -> str:
+    """A median with its lowest and highest."""
+    found = case["ratios"].get(name)
+    return "–" if found is None else f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
