@@ -356,3 +356,65 @@ def test_a_conversation_in_another_encoding_ends_in_one_line(run: Run, model: Pa
 def test_a_model_folder_is_json_and_safetensors_only(model: Path) -> None:
     assert {path.suffix for path in model.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt", ".jinja"}
     assert json.loads((model / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with a chat template."""
+    import torch
+
+    from groundup.inference import LanguageModel
+    from groundup.model import Transformer
+
+    torch.manual_seed(7)
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    texts = ["the cat sat on the mat, and the dog sat on the cat. " * 9]
+    tok = Tokenizer.train(texts, 320, special_tokens=names, show_progress=False).with_chat_template("chatml")
+    config = ModelConfig(vocab_size=tok.vocab_size, context_length=512, n_layer=1, n_head=2, n_embd=16)
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    LanguageModel(Transformer(config), tok).save(folder)
+    return folder
+
+
+def test_a_conversation_by_template_is_kept_taken_back_saved_and_loaded(
+    run: Run, chat_model: Path, tmp_path: Path
+) -> None:
+    saved, page = tmp_path / "talk.json", tmp_path / "talk.md"
+    said = run(
+        "chat", chat_model, "--max-tokens=5", "--seed=1", "--system", "Be kind.",
+        stdin=f"The cat\nThe dog\n/undo\n/save {saved}\n/export {page}\n/again\n/set\n/load {tmp_path}/none\n"
+        f"two \\\nlines\n/new\n/load {saved}\n/undo\n/undo\n/again\n/save\n".encode(),
+    )  # fmt: skip
+    assert (said.code, said.err) == (0, "")
+    assert "continues your text" not in said.out
+    talk = json.loads(saved.read_text())
+    assert talk["system"] == "Be kind."
+    assert [one["role"] for one in talk["messages"]] == ["user", "assistant"]
+    assert talk["messages"][0]["content"] == "The cat"
+    assert page.read_text().startswith("**system**\n\nBe kind.\n\n**user**\n\nThe cat\n\n**assistant**")
+    for expected in (
+        "(taken back)", "(saved:", "max_tokens = 5", "none: no such file", "(loaded: 2 messages)",
+        "Nothing was said yet.", "/save FILE: where to?",
+    ):  # fmt: skip
+        assert expected in said.out, expected
+    plain = run("chat", chat_model, "--template=none", "--max-tokens=3", stdin=b"The cat\n")
+    assert "continues your text" in plain.out
+    again = run("chat", chat_model, "--load", saved, "--max-tokens=3", stdin=b"/undo\n")
+    assert "(loaded: 2 messages)" in again.out
+
+
+def test_a_file_of_prompts(run: Run, model: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('"The cat"\n{"prompt": "The dog", "max_tokens": 2}\n3\n')
+    words = ("generate", model, "--input", source, "--output", target, "--max-tokens=4", "--seed=1")
+    assert "2 prompts answered, 0 were there, 1 failed." in run(*words).out
+    assert "0 prompts answered, 2 were there, 1 failed." in run(*words).out
+    assert len(target.read_text().splitlines()) == 3
+    assert "--input and --output belong together" in run("generate", model, "--input", source).line
+    assert "give one of a prompt, --file and --input" in run("generate", model, "x", *words[2:]).line
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("The cat")
+    said = run("generate", model, "--file", prompt, "--max-tokens=4", "--seed=1")
+    assert said.out == run("generate", model, "The cat", "--max-tokens=4", "--seed=1", "--guess=true").out
+    several = run("generate", model, "The cat", "--n=2", "--max-tokens=4", "--seed=1")
+    assert "--- 2 of 2" in several.out
