@@ -1,0 +1,685 @@
+"""A model's forward pass over a few tokens on a CPU, compiled: a program of regions that threads work on together.
+
+Read small_batch.py first: it writes the program, one row of numbers per region, and holds all memory. A region is some
+items, such as parts of a matrix or heads of tokens, of which every thread takes the next one that nobody has; the next
+region begins when all items are done. So a thread that comes late, or is held up, is waited for only while it holds an
+item, and each number is computed by one thread alone, in an order that hangs on nothing but its own token.
+
+What limits a step of one token is memory: it reads every weight once, and all keys and values that it sees.
+
+    float32, bf16    4 and 2 bytes a weight; bf16 in one instruction for two products, where there is one
+    int8, int4       1 and 0.5 bytes, and 4 for each scale; inputs are two bytes, of which each is multiplied by itself
+    attention        2 x layers x key/value heads x head width x size of a number, for each position seen
+
+Measured on two threads of one core (Zen 4, AVX-512, 33 GB/s at best) with 110M parameters, the whole step of one token
+reads 25 to 28 GB/s, of any kind of weights. Eight tokens are limited by products: one thread multiplies and adds 44
+pairs of float32, 85 of bf16 or int8 and 65 of int4 in a nanosecond as long as the weights are in the cache.
+"""
+
+# N tokens   E embedding   H query heads   G key/value heads   D head dimension   P positions of a piece of attention
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from groundup.inference.lanes import (
+    BFLOAT16,
+    FLOAT32,
+    HEADER,
+    INT4,
+    INT8,
+    KEYS,
+    WIDE,
+    Called,
+    add_shared,
+    call,
+    fma,
+    give_way,
+    highest,
+    inner,
+    least,
+    load,
+    magnitude,
+    mix_values,
+    most,
+    multiply,
+    number,
+    number32,
+    pack_bf16,
+    pack_int4,
+    pack_int8,
+    pause,
+    read_shared,
+    real,
+    real_bf16,
+    score_keys,
+    set_bf16,
+    set_number,
+    set_real,
+    splat,
+    store,
+    times_power,
+    total,
+    touch,
+    where_positive,
+)  # fmt: skip
+
+PIECE = 64  # positions whose scores are computed together; longer texts are attended to by several threads
+SPARE = 16  # rows that the last tile of a chunk may have too many
+MOST = 16  # tokens
+
+# ---- numbers of the state: what is new at each step (the first two have a line of the cache of their own)
+STATE = 96
+OPEN, INSIDE, COUNTERS, PROGRAM, REGIONS, TOKENS, IDS, POSITIONS, ROWS_OF, ROPE_AT, PARTS = 0, 8, *range(16, 25)
+TABLES, TURNS = 32, 64  # for each group: address and row's size of its tables; for each rotation: cosines and sines
+
+# ---- numbers of a region
+FIELDS = 40
+FUNCTION, ITEMS, PER_TOKEN = range(3)  # its address; how many items: so many, and so many for each token
+# embed: token embeddings and their kind, scale; positions' and their kind; the stream, its bytes per token, width
+TABLE, TABLE_KIND, SCALE, PLACES, PLACES_KIND, STREAM, STREAM_ROW, WIDTH = range(3, 11)
+# prepare (also the four above): what is added, how; norms of it and of two inputs (three numbers each); the inputs
+ADDED, HOW, ADDED_NORM, FIRST_NORM, FIRST, SECOND_NORM, SECOND = 11, 12, 13, 16, 19, 20, 23
+NORM, PLUS_ONE, EPSILON = 24, 25, 26  # of all regions that normalise
+# rows and gated: how many matrices, their addresses, the inputs
+COUNT, MATRICES, INPUTS, ACTIVATION = 3, 4, 8, 9
+# heads, attend and merge
+QUERIES, NEW_KEYS, NEW_VALUES, QUERY_ROW, KEY_ROW = range(3, 8)
+GROUPS, SHARED, HEAD, GROUP, WINDOW, BLOCK, PAGE_KEYS, PAGE_VALUES, PAGE_KIND = range(8, 17)
+QUERY_NORM, KEY_NORM, WHOLE, TURN, TURNED, PACKED, PACKED_HEAD, SCORE_SCALE, CAP, MIXED = 17, 20, 23, *range(27, 34)
+
+# ---- numbers of a matrix, behind those of lanes.py
+PRODUCT, PACKING, BIAS, BIAS_KIND, OUTPUTS, CHUNK, TARGET, TARGET_ROW, MODE, LOGIT_CAP = range(9, 19)
+MATRIX = 19
+STORE, ADD, ACTIVATE = range(3)
+
+# ---- numbers of inputs: addresses and bytes per token of each kind, width
+STRIDE, LENGTH = 4, 8
+
+SWIGLU, GEGLU, CLAMPED_SWIGLU, GELU, GELU_EXACT, RELU, RELU2 = range(7)
+RMSNORM, LAYERNORM = range(2)
+PLAIN, NORMED, POST = range(3)
+
+
+# ---- functions of sixteen numbers
+
+
+@inner
+def exp(x):
+    """The exponential, within 2 units in the last place; of what would overflow, the largest that does not."""
+    x = most(splat(-87.3), least(splat(88.3), x))
+    power = fma(x, splat(1.44269504), splat(12582912.0))
+    whole = power - splat(12582912.0)
+    rest = fma(whole, splat(2.12194440e-4), fma(whole, splat(-0.693359375), x))
+    found = fma(rest, splat(1.9875691500e-4), splat(1.3981999507e-3))
+    found = fma(found, rest, splat(8.3334519073e-3))
+    found = fma(found, rest, splat(4.1665795894e-2))
+    found = fma(found, rest, splat(1.6666665459e-1))
+    found = fma(found, rest, splat(5.0000001201e-1))
+    return times_power(fma(found, rest * rest, rest + splat(1.0)), power)
+
+
+@inner
+def sigmoid(x):
+    """``1 / (1 + exp(-x))``."""
+    return splat(1.0) / (splat(1.0) + exp(splat(0.0) - x))
+
+
+@inner
+def capped(x, bound):
+    """``bound tanh(x / bound)``."""
+    return splat(bound) * (splat(1.0) - splat(2.0) / (splat(1.0) + exp(x * splat(np.float32(2.0) / bound))))
+
+
+@inner
+def gelu(x):
+    """GELU in its tanh form: ``(1 + tanh(y)) / 2`` is ``sigmoid(2 y)``."""
+    cubic = fma(x * x, splat(0.044715), splat(1.0))
+    return x * sigmoid(splat(1.5957691216) * x * cubic)
+
+
+@inner
+def gelu_exact(x):
+    """GELU, with the error function of Abramowitz & Stegun, 7.1.26, within 1.5e-7."""
+    z = magnitude(x) * splat(0.7071067812)
+    t = splat(1.0) / fma(z, splat(0.3275911), splat(1.0))
+    found = fma(t, splat(1.061405429), splat(-1.453152027))
+    found = fma(found, t, splat(1.421413741))
+    found = fma(found, t, splat(-0.284496736))
+    found = fma(found, t, splat(0.254829592))
+    tail = splat(0.5) * found * t * exp(splat(0.0) - z * z)
+    return x * where_positive(x, splat(1.0) - tail, tail)
+
+
+@inner
+def activated(kind, gate, up):
+    """What a feed-forward makes of its two halves, or of its one (``gate``): feed_forward.py."""
+    if kind == SWIGLU:
+        return gate * sigmoid(gate) * up
+    if kind == GEGLU:
+        return gelu(gate) * up
+    if kind == CLAMPED_SWIGLU:
+        gate, up = least(splat(7.0), gate), most(splat(-7.0), least(splat(7.0), up))
+        return gate * sigmoid(splat(1.702) * gate) * (up + splat(1.0))
+    if kind == GELU:
+        return gelu(gate)
+    if kind == GELU_EXACT:
+        return gelu_exact(gate)
+    gate = most(splat(0.0), gate)
+    return gate * gate if kind == RELU2 else gate
+
+
+# ---- rows of numbers
+
+
+@inner
+def value_of(address, kind, place):
+    """A float32 or bf16 of an array."""
+    return real(address + 4 * place) if kind == FLOAT32 else real_bf16(address + 2 * place)
+
+
+@inner
+def statistics(source, count, centred, epsilon):
+    """Mean (0 unless ``centred``) and one by the root of the mean square around it."""
+    mean = np.float32(0.0)
+    for again in range(0 if centred else 1, 2):
+        middle, sums, rest = splat(mean), splat(0.0), np.float32(0.0)
+        whole = count - count % 16
+        for i in range(0, whole, 16):
+            x = load(source + 4 * i) - middle
+            sums = fma(x, x, sums) if again else sums + x
+        for i in range(whole, count):
+            x = real(source + 4 * i) - mean
+            rest += x * x if again else x
+        found = (total(sums) + rest) / np.float32(count)
+        if not again:
+            mean = found
+    return mean, np.float32(1.0) / np.sqrt(found + epsilon)
+
+
+@inner
+def scaled(source, target, count, mean, factor, norm, offset, plus_one):
+    """``(source - mean) factor weight + bias``; ``norm`` is the address of: weights, biases (or 0) and their kind."""
+    weights, biases, kind = number(norm), number(norm + 8), number(norm + 16)
+    for i in range(count):
+        weight = value_of(weights, kind, offset + i) + plus_one
+        found = (real(source + 4 * i) - mean) * factor * weight
+        if biases:
+            found += value_of(biases, kind, offset + i)
+        set_real(target + 4 * i, found)
+
+
+@inner
+def normalise(region, norm, source, target, count):
+    """A norm of a row of numbers, or a copy where there is no norm."""
+    if number(norm) == 0:
+        for i in range(count):
+            set_real(target + 4 * i, real(source + 4 * i))
+        return
+    mean, factor = statistics(source, count, number(region + 8 * NORM) == LAYERNORM, real(region + 8 * EPSILON))
+    scaled(source, target, count, mean, factor, norm, 0, np.float32(number(region + 8 * PLUS_ONE)))
+
+
+@inner
+def pack(inputs, token):
+    """Make of a row of inputs, float32, what the kinds of weights that it meets want: bf16, or integers and a scale."""
+    source = number(inputs) + number(inputs + 8 * STRIDE) * token + HEADER
+    length = number(inputs + 8 * LENGTH)
+    for kind in range(BFLOAT16, INT4 + 1):
+        target = number(inputs + 8 * kind)
+        if target == 0:
+            continue
+        target += number(inputs + 8 * (STRIDE + kind)) * token
+        if kind == BFLOAT16:
+            for i in range(0, length, 32):
+                pack_bf16(source + 4 * i, target + HEADER + 2 * i)
+            continue
+        largest, wrong = splat(0.0), splat(0.0)
+        store(target + 64, largest)
+        store(target + 128, largest)
+        for i in range(0, length, 16):
+            x = load(source + 4 * i)
+            largest = most(magnitude(x), largest)
+            wrong = fma(x, splat(0.0), wrong)  # not a number, if one is none
+        most_of_all = highest(largest)
+        factor = np.float32(32512.0) / most_of_all if most_of_all > 0 else np.float32(0.0)
+        set_real(target, most_of_all / np.float32(32512.0) + total(wrong))
+        if kind == INT8:
+            for i in range(0, length, 64):
+                pack_int8(source + 4 * i, target + HEADER + 2 * i, target + 64, factor)
+        else:
+            for i in range(0, length, 128):
+                pack_int4(source + 4 * i, target + HEADER + i // 2 * 5, factor)
+
+
+# ---- products
+
+
+def _rows(kind, group, zero, few):
+    """The product of a chunk of rows with all tokens, four of them at a time.
+
+    A weight is multiplied with all four as it is read, an input with two or three rows. Those are far apart, so that
+    each is followed by the next one in memory: processors guess what will be read from bytes that follow each other,
+    not from the rows of a small tile. An odd distance keeps them out of each other's places in the cache.
+    """
+    one, two, four = (1, 1, 1) if few else (2, 3, 3)
+
+    def rows(matrix, row, count, tokens, x, x_stride, result, stride):
+        token = 0
+        while tokens - token >= 4:
+            apart = (count + four - 1) // four | 1
+            for i in range(apart):
+                at, to = x + x_stride * token, result + stride * token + 4 * i
+                multiply(kind, group, zero, four, 4, matrix, row + i, apart, at, x_stride, to, stride)
+            token += 4
+        if tokens - token >= 2:
+            apart = (count + two - 1) // two | 1
+            for i in range(apart):
+                at, to = x + x_stride * token, result + stride * token + 4 * i
+                multiply(kind, group, zero, two, 2, matrix, row + i, apart, at, x_stride, to, stride)
+            token += 2
+        if tokens - token >= 1:
+            apart = (count + one - 1) // one | 1
+            for i in range(apart):
+                at, to = x + x_stride * token, result + stride * token + 4 * i
+                multiply(kind, group, zero, one, 1, matrix, row + i, apart, at, x_stride, to, stride)
+        return 0
+
+    return Called(rows)
+
+
+@inner
+def product(matrix, inputs, tokens, row, count, result, stride):
+    """Some rows of a matrix times all tokens, and its biases, to ``result``."""
+    kind = number(matrix + 8 * PACKING)
+    x, x_stride = number(inputs + 8 * kind), number(inputs + 8 * (STRIDE + kind))
+    call(number(matrix + 8 * PRODUCT), matrix, row, count, tokens, x, x_stride, result, stride)
+    biases, bias_kind = number(matrix + 8 * BIAS), number(matrix + 8 * BIAS_KIND)
+    if biases:
+        for token in range(tokens):
+            for i in range(count):
+                at = result + stride * token + 4 * i
+                set_real(at, real(at) + value_of(biases, bias_kind, row + i))
+
+
+@Called
+def part_of_rows(state, region, item, scratch):
+    """A chunk of rows of one of a region's matrices."""
+    which = 0
+    matrix = number(region + 8 * MATRICES)
+    while True:
+        chunk, outputs = number(matrix + 8 * CHUNK), number(matrix + 8 * OUTPUTS)
+        chunks = (outputs + chunk - 1) // chunk
+        if item < chunks:
+            break
+        item -= chunks
+        which += 1
+        matrix = number(region + 8 * (MATRICES + which))
+    tokens, row = number(state + 8 * TOKENS), item * chunk
+    count, stride = min(chunk, outputs - row), 4 * (chunk + SPARE)
+    inputs = number(region + 8 * INPUTS)
+    product(matrix, inputs, tokens, row, count, scratch, stride)
+    gated = number(region + 8 * COUNT) < 0
+    if gated:
+        product(number(region + 8 * (MATRICES + 1)), inputs, tokens, row, count, scratch + MOST * stride, stride)
+    activation, mode = number(region + 8 * ACTIVATION), number(matrix + 8 * MODE)
+    target, width, cap = (
+        number(matrix + 8 * TARGET) + 4 * row,
+        number(matrix + 8 * TARGET_ROW),
+        real(matrix + 8 * LOGIT_CAP),
+    )
+    for token in range(tokens):
+        source, to = scratch + stride * token, target + width * token
+        if gated or mode == ACTIVATE or cap > 0:
+            for i in range(0, count, 16):
+                at = source + 4 * i
+                x = load(at)
+                store(at, capped(x, cap) if cap > 0 else activated(activation, x, load(at + MOST * stride)))
+        if mode == ADD:
+            for i in range(count):
+                set_real(to + 4 * i, real(to + 4 * i) + real(source + 4 * i))
+        else:
+            for i in range(count):
+                set_real(to + 4 * i, real(source + 4 * i))
+    return 0
+
+
+# ---- what is done for each token
+
+
+@Called
+def embed(state, region, token, scratch):
+    """A token's embedding, scaled, with its position's where there is one."""
+    width, scale = number(region + 8 * WIDTH), real(region + 8 * SCALE)
+    identity, position = number(number(state + 8 * IDS) + 8 * token), number(number(state + 8 * POSITIONS) + 8 * token)
+    table, kind = number(region + 8 * TABLE), number(region + 8 * TABLE_KIND)
+    places, places_kind = number(region + 8 * PLACES), number(region + 8 * PLACES_KIND)
+    target = number(region + 8 * STREAM) + number(region + 8 * STREAM_ROW) * token
+    for i in range(width):
+        found = value_of(table, kind, identity * width + i) * scale
+        if places:
+            found += value_of(places, places_kind, position * width + i)
+        set_real(target + 4 * i, found)
+    return 0
+
+
+@Called
+def prepare(state, region, token, scratch):
+    """Add to the stream what the last sub-layer made, if its norm had to wait for all of it; then the next inputs."""
+    stream = number(region + 8 * STREAM) + number(region + 8 * STREAM_ROW) * token
+    width, how = number(region + 8 * WIDTH), number(region + 8 * HOW)
+    if how != PLAIN:
+        added = number(region + 8 * ADDED) + number(region + 8 * STREAM_ROW) * token
+        if how == NORMED:
+            normalise(region, region + 8 * ADDED_NORM, added, added, width)
+        for i in range(width):
+            set_real(stream + 4 * i, real(stream + 4 * i) + real(added + 4 * i))
+        if how == POST:
+            normalise(region, region + 8 * ADDED_NORM, stream, stream, width)
+    for field, norm in ((FIRST, FIRST_NORM), (SECOND, SECOND_NORM)):
+        inputs = number(region + 8 * field)
+        if inputs:
+            target = number(inputs) + number(inputs + 8 * STRIDE) * token + HEADER
+            normalise(region, region + 8 * norm, stream, target, width)
+            pack(inputs, token)
+    return 0
+
+
+@Called
+def repack(state, region, token, scratch):
+    """Inputs that a product has left as float32."""
+    pack(number(region + 8 * INPUTS), token)
+    return 0
+
+
+@inner
+def turn(state, region, token, x):
+    """Rotate a head's first dimensions by its token's position: positions.py."""
+    turned, which = number(region + 8 * TURNED), number(region + 8 * TURN)
+    if which < 0:
+        return
+    at = number(number(state + 8 * ROPE_AT) + 8 * token) * turned * 4
+    cosines, sines = number(state + 8 * (TURNS + 2 * which)) + at, number(state + 8 * (TURNS + 2 * which + 1)) + at
+    half = 2 * turned  # bytes
+    for i in range(0, half, 4):
+        a, b = real(x + i), real(x + half + i)
+        set_real(x + i, a * real(cosines + i) - b * real(sines + i))
+        set_real(x + half + i, b * real(cosines + half + i) + a * real(sines + half + i))
+
+
+@inner
+def head_of(state, region, token, norm, source, head, heads, target):
+    """One head of a query or key: normalised, then turned."""
+    width = number(region + 8 * HEAD)
+    at = source + 4 * head * width
+    if number(norm) and number(region + 8 * WHOLE):
+        centred, epsilon = number(region + 8 * NORM) == LAYERNORM, real(region + 8 * EPSILON)
+        mean, factor = statistics(source, heads * width, centred, epsilon)
+        plus_one = np.float32(number(region + 8 * PLUS_ONE))
+        scaled(at, target, width, mean, factor, norm, head * width, plus_one)
+    else:
+        normalise(region, norm, at, target, width)
+    turn(state, region, token, target)
+
+
+@inner
+def place_of(i, kind):
+    """Where a dimension of a query lies: of bf16 pages, in 32s the even ones first."""
+    return i if kind == FLOAT32 else i // 32 * 32 + i % 2 * 16 + i % 32 // 2
+
+
+@Called
+def heads_of_group(state, region, item, scratch):
+    """The queries of a token that share a key, and that key and its value, which go to their pages."""
+    groups, shared, width = number(region + 8 * GROUPS), number(region + 8 * SHARED), number(region + 8 * HEAD)
+    token, group = item // groups, item % groups
+    kind = number(region + 8 * PAGE_KIND)
+    queries = number(region + 8 * QUERIES) + number(region + 8 * QUERY_ROW) * token
+    packed, packed_head = number(region + 8 * PACKED), number(region + 8 * PACKED_HEAD)
+    for head in range(group * shared, (group + 1) * shared):
+        head_of(state, region, token, region + 8 * QUERY_NORM, queries, head, groups * shared, scratch)
+        target = packed + (token * groups * shared + head) * packed_head
+        for i in range(width):
+            set_real(target + 4 * place_of(i, kind), real(scratch + 4 * i))
+    row = number(region + 8 * KEY_ROW) * token
+    head_of(state, region, token, region + 8 * KEY_NORM, number(region + 8 * NEW_KEYS) + row, group, groups, scratch)
+    at = slot_of(state, region, token, number(number(state + 8 * POSITIONS) + 8 * token)) * groups + group
+    values = number(region + 8 * NEW_VALUES) + row + 4 * group * width
+    for source, pages in ((scratch, number(region + 8 * PAGE_KEYS)), (values, number(region + 8 * PAGE_VALUES))):
+        for i in range(width):
+            if kind == FLOAT32:
+                set_real(pages + 4 * (at * width + i), real(source + 4 * i))
+            else:
+                set_bf16(pages + 2 * (at * width + i), real(source + 4 * i))
+    return 0
+
+
+# ---- attention
+
+
+@inner
+def slot_of(state, region, token, position):
+    """Where in the pages a position of a token's text lies."""
+    block, group = number(region + 8 * BLOCK), number(region + 8 * GROUP)
+    row = number(number(state + 8 * ROWS_OF) + 8 * token)
+    table = number(state + 8 * (TABLES + 2 * group)) + number(state + 8 * (TABLES + 2 * group + 1)) * row
+    return number32(table + 4 * (position // block)) * block + position % block
+
+
+@inner
+def pieces_of(state, region, token):
+    """First position that a token sees, the number of the piece it lies in, and how many pieces there are."""
+    position, window = number(number(state + 8 * POSITIONS) + 8 * token), number(region + 8 * WINDOW)
+    first = max(0, position - window + 1) if window else 0
+    return first, first // PIECE, position // PIECE - first // PIECE + 1
+
+
+@inner
+def attention_items(state, region):
+    """How many items a region of attention has: pieces of what each token sees."""
+    count = 0
+    for token in range(number(state + 8 * TOKENS)):
+        count += pieces_of(state, region, token)[2]
+    return count
+
+
+@inner
+def locate(state, region, token, begin, count, row, places):
+    """Where the keys of some positions lie, counted from the beginning of the pages; how many with padding.
+
+    Keys and values are read once in the order in which they lie: processors guess what comes next from that, not from
+    one head's part of each position.
+    """
+    block, position, done = number(region + 8 * BLOCK), begin, 0
+    while done < count:
+        at = slot_of(state, region, token, position) * row
+        run = min(block - position % block, count - done)
+        for i in range(run):
+            set_number(places + 8 * (done + i), at + i * row)
+        done += run
+        position += run
+    padded = (count + KEYS - 1) // KEYS * KEYS
+    for i in range(count, padded):
+        set_number(places + 8 * i, number(places + 8 * (count - 1)))
+    for pages in (number(region + 8 * PAGE_KEYS), number(region + 8 * PAGE_VALUES)):
+        for i in range(count):
+            at = pages + number(places + 8 * i)
+            for byte in range(0, row, 64):
+                touch(at + byte)
+    return padded
+
+
+@inner
+def soften(row, count, padded, scale, cap, part):
+    """Scores to exp(score - highest), in place; the highest and the sum to ``part``."""
+    for i in range(0, padded, 16):
+        x = load(row + 4 * i) * splat(scale)
+        store(row + 4 * i, capped(x, cap) if cap > 0 else x)
+    for i in range(count, padded):
+        set_real(row + 4 * i, np.float32(-np.inf))
+    best = splat(np.float32(-np.inf))
+    for i in range(0, padded, 16):
+        best = most(load(row + 4 * i), best)
+    middle, sums = highest(best), splat(0.0)
+    for i in range(0, padded, 16):
+        x = exp(load(row + 4 * i) - splat(middle))
+        store(row + 4 * i, x)
+    for i in range(count, padded):
+        set_real(row + 4 * i, np.float32(0.0))
+    for i in range(0, padded, 16):
+        sums = sums + load(row + 4 * i)
+    set_real(part, middle)
+    set_real(part + 4, total(sums))
+
+
+def _attend(kind):
+    def attend(state, region, item, scratch):
+        """The queries of a token, and a piece of its keys: sums that :func:`merge` puts together.
+
+        To the region's parts, for each piece and head: the highest score, the sum of exp(score - highest), and the same
+        sum with values.
+        """
+        groups, shared, width = number(region + 8 * GROUPS), number(region + 8 * SHARED), number(region + 8 * HEAD)
+        token, piece = 0, item
+        first, low, count = pieces_of(state, region, 0)
+        while piece >= count:
+            piece -= count
+            token += 1
+            first, low, count = pieces_of(state, region, token)
+        begin = max(first, (low + piece) * PIECE)
+        count = min(number(number(state + 8 * POSITIONS) + 8 * token) + 1, (low + piece + 1) * PIECE) - begin
+        width *= 4 if kind == FLOAT32 else 2
+        padded = locate(state, region, token, begin, count, groups * width, scratch)
+        packed_head, scores, heads = number(region + 8 * PACKED_HEAD), scratch + 8 * PIECE, groups * shared
+        part_row = 64 + packed_head
+        for group in range(groups):
+            keys = number(region + 8 * PAGE_KEYS) + group * width
+            query = number(region + 8 * PACKED) + (token * heads + group * shared) * packed_head
+            part = number(state + 8 * PARTS) + (item * heads + group * shared) * part_row
+            for i in range(shared):
+                row = scores + 4 * PIECE * i
+                for j in range(0, padded, KEYS):
+                    score_keys(kind, query + i * packed_head, keys, scratch + 8 * j, width, row + 4 * j)
+                soften(row, count, padded, real(region + 8 * SCORE_SCALE), real(region + 8 * CAP), part + i * part_row)
+            values, i = number(region + 8 * PAGE_VALUES) + group * width, 0
+            while i < shared:
+                row, to = scores + 4 * PIECE * i, part + i * part_row + 64
+                if shared - i >= 4:
+                    mix_values(kind, 4, row, 4 * PIECE, values, scratch, padded, width, to, part_row)
+                    i += 4
+                elif shared - i >= 2:
+                    mix_values(kind, 2, row, 4 * PIECE, values, scratch, padded, width, to, part_row)
+                    i += 2
+                else:
+                    mix_values(kind, 1, row, 4 * PIECE, values, scratch, padded, width, to, part_row)
+                    i += 1
+        return 0
+
+    return Called(attend)
+
+
+@Called
+def merge(state, region, token, scratch):
+    """The pieces of a token's attention put together, all heads, as inputs of the next product."""
+    heads, width = number(region + 8 * GROUPS) * number(region + 8 * SHARED), number(region + 8 * HEAD)
+    kind, packed_head = number(region + 8 * PAGE_KIND), number(region + 8 * PACKED_HEAD)
+    part_row, inputs = 64 + packed_head, number(region + 8 * MIXED)
+    before = 0
+    for other in range(token):
+        before += pieces_of(state, region, other)[2]
+    count = pieces_of(state, region, token)[2]
+    row = number(inputs) + number(inputs + 8 * STRIDE) * token + HEADER
+    for head in range(heads):
+        part, step = number(state + 8 * PARTS) + (before * heads + head) * part_row, heads * part_row
+        best = real(part)
+        for i in range(1, count):
+            best = max(best, real(part + i * step))
+        weight = np.float32(0.0)
+        for i in range(packed_head // 64):
+            store(scratch + 64 * i, splat(0.0))
+        for i in range(count):
+            at = part + i * step
+            share = exp(splat(real(at) - best))
+            weight += highest(share) * real(at + 4)
+            for j in range(0, packed_head, 64):
+                store(scratch + j, fma(share, load(at + 64 + j), load(scratch + j)))
+        for i in range(width):
+            found = real(scratch + 4 * place_of(i, kind)) / weight
+            set_real(row + 4 * (head * width + i), found)
+    pack(inputs, token)
+    return 0
+
+
+# ---- the program
+
+
+@inner
+def wait_for(address, value):
+    """Wait until another thread has written a number."""
+    tries = 0
+    while read_shared(address) != value:
+        pause()
+        tries += 1
+        if tries % 4096 == 0:
+            give_way()
+
+
+@inner
+def end_step(state):
+    """Let nobody begin any more, and wait for who has."""
+    add_shared(state + 8 * OPEN, -read_shared(state + 8 * OPEN))
+    wait_for(state + 8 * INSIDE, 0)
+
+
+def _run(state, opened, scratch):
+    """Work on the program until it is done.
+
+    Args:
+        state: address of the numbers of the state.
+        opened: which step it is; 0 for the thread that began it, and ends it.
+        scratch: memory of this thread.
+    """
+    if opened:
+        add_shared(state + 8 * INSIDE, 1)
+        if read_shared(state + 8 * OPEN) != opened:  # it is over
+            add_shared(state + 8 * INSIDE, -1)
+            return 0
+    counter = number(state + 8 * COUNTERS)
+    for step in range(number(state + 8 * REGIONS)):
+        region = number(state + 8 * PROGRAM) + 8 * FIELDS * step
+        items = number(region + 8 * ITEMS) + number(region + 8 * PER_TOKEN) * number(state + 8 * TOKENS)
+        if items < 0:
+            items = attention_items(state, region)
+        item = add_shared(counter, 1)
+        while item < items:
+            call(number(region + 8 * FUNCTION), state, region, item, scratch)
+            add_shared(counter + 64, 1)
+            item = add_shared(counter, 1)
+        wait_for(counter + 64, items)
+        counter += 128
+    if opened:
+        add_shared(state + 8 * INSIDE, -1)
+    else:
+        end_step(state)
+    return 0
+
+
+run = Called(_run)
+
+
+@Called
+def close(state):
+    """End a step that its thread has not: it was interrupted."""
+    end_step(state)
+    return 0
+
+
+attend = {kind: _attend(kind) for kind in (FLOAT32, BFLOAT16)}
+
+
+@cache
+def rows_of(kind: int, group: int = 0, zero: bool = False) -> Called:
+    """The product for matrices of a kind: FLOAT32, BFLOAT16, INT8, or INT4 with so many inputs to a scale."""
+    return _rows(kind, group, int(zero), int(not WIDE))
