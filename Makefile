@@ -59,7 +59,7 @@ demo: setup
 test: setup-test lint types floors pytest
 
 lint: setup-test
-	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff check --no-cache .
 	@$(VENV)/bin/ruff format --check .
 
 types: setup-test

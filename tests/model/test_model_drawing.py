@@ -8,10 +8,10 @@ import xml.etree.ElementTree as ET
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_model_configs import configs
 
 from groundup.model import PRESETS, ModelConfig, explain
 from groundup.model.drawing import Block, Row, draw_svg, draw_text, fold, stack
+from random_model_configs import configs
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_model_configs import configs
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundup.model import KVCache, ModelConfig, Transformer, explain
 from groundup.model.parts import attention_flops, cache_bytes
 from groundup.optim.groups import split_parameters
+from random_model_configs import configs
 
 # ---- parameters
 

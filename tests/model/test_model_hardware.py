@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_model_configs import configs
 
 from groundup.model import ModelConfig, explain
 from groundup.model.hardware import (
@@ -20,6 +19,7 @@ from groundup.model.hardware import (
 )
 from groundup.model.memory import serving_memory, weight_bytes
 from groundup.runtime import UsageError
+from random_model_configs import configs
 
 MACHINE = Hardware("a machine", flops=3e12, bandwidth=7e9, memory=11e9, watts=13, price=1.7, utilisation=0.5)
 

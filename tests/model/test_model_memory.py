@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_model_configs import configs
 
 from groundup.model import ModelConfig, Transformer
 from groundup.model.hardware import step_bytes
 from groundup.model.memory import CHECKPOINTING, serving_memory, training_memory, weight_bytes
 from groundup.model.quantized import nbytes, quantize_model
+from random_model_configs import configs
 
 # ---- what is kept for the backward pass
 

@@ -32,9 +32,8 @@ from groundup.inference.lanes import (
     INT8,
     KEYS,
     WIDE,
-    Called,
     add_shared,
-    call,
+    called,
     fma,
     give_way,
     highest,
@@ -65,6 +64,7 @@ from groundup.inference.lanes import (
     touch,
     where_positive,
 )  # fmt: skip
+from groundup.runtime.compiled_functions import CalledFunction, call
 
 PIECE = 64  # positions whose scores are computed together; longer texts are attended to by several threads
 SPARE = 16  # rows that the last tile of a chunk may have too many
@@ -287,7 +287,7 @@ def _rows(kind, group, zero, few):
                 multiply(kind, group, zero, one, 1, matrix, row + i, apart, at, x_stride, to, stride)
         return 0
 
-    return Called(rows)
+    return called(rows)
 
 
 @inner
@@ -304,7 +304,7 @@ def product(matrix, inputs, tokens, row, count, result, stride):
                 set_real(at, real(at) + value_of(biases, bias_kind, row + i))
 
 
-@Called
+@called
 def part_of_rows(state, region, item, scratch):
     """A chunk of rows of one of a region's matrices."""
     which = 0
@@ -349,7 +349,7 @@ def part_of_rows(state, region, item, scratch):
 # ---- what is done for each token
 
 
-@Called
+@called
 def embed(state, region, token, scratch):
     """A token's embedding, scaled, with its position's where there is one."""
     width, scale = number(region + 8 * WIDTH), real(region + 8 * SCALE)
@@ -365,7 +365,7 @@ def embed(state, region, token, scratch):
     return 0
 
 
-@Called
+@called
 def prepare(state, region, token, scratch):
     """Add to the stream what the last sub-layer made, if its norm had to wait for all of it; then the next inputs."""
     stream = number(region + 8 * STREAM) + number(region + 8 * STREAM_ROW) * token
@@ -387,7 +387,7 @@ def prepare(state, region, token, scratch):
     return 0
 
 
-@Called
+@called
 def repack(state, region, token, scratch):
     """Inputs that a product has left as float32."""
     pack(number(region + 8 * INPUTS), token)
@@ -430,7 +430,7 @@ def place_of(i, kind):
     return i if kind == FLOAT32 else i // 32 * 32 + i % 2 * 16 + i % 32 // 2
 
 
-@Called
+@called
 def heads_of_group(state, region, item, scratch):
     """The queries of a token that share a key, and that key and its value, which go to their pages."""
     groups, shared, width = number(region + 8 * GROUPS), number(region + 8 * SHARED), number(region + 8 * HEAD)
@@ -577,10 +577,10 @@ def _attend(kind):
                     i += 1
         return 0
 
-    return Called(attend)
+    return called(attend)
 
 
-@Called
+@called
 def merge(state, region, token, scratch):
     """The pieces of a token's attention put together, all heads, as inputs of the next product."""
     heads, width = number(region + 8 * GROUPS) * number(region + 8 * SHARED), number(region + 8 * HEAD)
@@ -666,10 +666,10 @@ def _run(state, opened, scratch):
     return 0
 
 
-run = Called(_run)
+run = called(_run)
 
 
-@Called
+@called
 def close(state):
     """End a step that its thread has not: it was interrupted."""
     end_step(state)
@@ -680,6 +680,6 @@ attend = {kind: _attend(kind) for kind in (FLOAT32, BFLOAT16)}
 
 
 @cache
-def rows_of(kind: int, group: int = 0, zero: bool = False) -> Called:
+def rows_of(kind: int, group: int = 0, zero: bool = False) -> CalledFunction:
     """The product for matrices of a kind: FLOAT32, BFLOAT16, INT8, or INT4 with so many inputs to a scale."""
     return _rows(kind, group, int(zero), int(not WIDE))

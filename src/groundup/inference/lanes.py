@@ -12,12 +12,10 @@ Nothing here checks bounds: small_batch.py says how large each buffer is.
 
 from __future__ import annotations
 
-import hashlib
 import operator
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,15 +23,12 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils, config
-from numba.core.caching import FunctionCache
-from numba.core.ccallback import CFunc
-from numba.core.runtime import rtsys
 from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-SOURCES = hashlib.sha256(
-    b"".join((Path(__file__).parent / name).read_bytes() for name in ("lanes.py", "kernels.py"))
-).hexdigest()
+from groundup.runtime.compiled_functions import CalledFunction, digest_of
+
+SOURCES = digest_of(Path(__file__).parent / name for name in ("lanes.py", "kernels.py"))
 # Who names another processor for Numba to compile for means to do without what this one has.
 _FEATURES = {} if config.CPU_NAME else llvm.get_host_cpu_features()
 VNNI, BF16, WIDE = (bool(_FEATURES.get(name)) for name in ("avx512vnni", "avx512bf16", "avx512f"))
@@ -45,18 +40,6 @@ _floats = ir.VectorType(_float, 16)
 # ---- compiled functions, kept on disk
 
 
-class _Cache(FunctionCache):
-    """Compiled functions on disk; Numba's own cache would not notice a change in the other one of the two files."""
-
-    def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        return (*super()._index_key(sig, codegen), SOURCES)
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        # Without first loading all that the compiler knows: compiled code needs its memory manager and nothing else.
-        rtsys.initialize(target_context)
-        return self._load_overload(sig, target_context)
-
-
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -65,30 +48,7 @@ def inner(function: Function) -> Function:
     return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
-class Called:
-    """Decorates a function that is compiled by itself, at first use, and called by its address.
-
-    Arguments and result are signed integers of 64 bits. Other threads of Python run meanwhile.
-    """
-
-    def __init__(self, function: Callable[..., int]) -> None:
-        self._function = function
-        self.__doc__ = function.__doc__
-
-    @cache  # noqa: B019 - these live as long as the process
-    def compiled(self) -> CFunc:
-        """The compiled function, from the disk where it has been compiled before."""
-        kinds = (types.int64,) * self._function.__code__.co_argcount
-        made = CFunc(self._function, (kinds, types.int64), {}, {"error_model": "numpy"})
-        with suppress(RuntimeError):  # where no folder can be written to, each process compiles anew
-            made._cache = _Cache(self._function)
-        made.compile()
-        return made
-
-    @property
-    def address(self) -> int:
-        """Where the compiled function lies in memory."""
-        return self.compiled().address
+called: Callable[[Callable[..., int]], CalledFunction] = partial(CalledFunction, sources=SOURCES)
 
 
 # ---- writing instructions
@@ -337,18 +297,6 @@ read_shared = _written(
     types.int64, (types.int64,), lambda w, address: w.b.load_atomic(w.at(address, _long), "seq_cst", 8)
 )
 pause, give_way = _written(types.void, (), _pause), _written(types.void, (), _give_way)
-
-
-@intrinsic
-def call(typing_context, address, *arguments):
-    """Call a :class:`Called` function."""
-
-    def generate(context, builder, signature, values):
-        kind = ir.FunctionType(_long, [_long] * len(arguments))
-        passed = [builder.extract_value(values[1], place) for place in range(len(arguments))]
-        return builder.call(builder.inttoptr(values[0], kind.as_pointer()), passed)
-
-    return types.int64(types.int64, types.UniTuple(types.int64, len(arguments))), generate
 
 
 # ---- packing: what a product makes of its inputs first

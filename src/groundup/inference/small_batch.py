@@ -191,7 +191,7 @@ class SmallBatch:
 
     def _run(self, rows: np.ndarray, tokens: int) -> None:
         state = self._state
-        k.close.compiled().ctypes(state.ctypes.data)
+        k.close(state.ctypes.data)
         self._counters[:] = 0
         state[[k.COUNTERS, k.PROGRAM, k.REGIONS, k.TOKENS]] = (
             self._counters.ctypes.data, rows.ctypes.data, len(rows) // k.FIELDS, tokens
@@ -200,7 +200,7 @@ class SmallBatch:
         threads = torch.get_num_threads()
         while len(self._scratches) < threads:
             self._scratches.append(aligned(self._scratch_size()))
-        run: Callable[..., int] = k.run.compiled().ctypes
+        run: Callable[..., int] = k.run.ctypes
         state[k.OPEN] = self._step
         if threads > 1:
             _team(threads - 1).begin((run, state, self._step, self._scratches))

@@ -5,7 +5,8 @@ loses nothing), console.py (what the terminal shows), interrupt.py (how long wor
 and its state), lazy.py (names imported on first use), device.py (which device and precision, found by running),
 environment.py (what a run notes about the machine), doctor.py (the same, for a person), monitor.py (what the machine
 does while a run goes on), process_group.py (several processes that train one model), download.py (one file from the
-web), hub.py (the Hugging Face hub), gguf_file.py (the head of llama.cpp's files).
+web), hub.py (the Hugging Face hub), gguf_file.py (the head of llama.cpp's files),
+compiled_functions.py (what Numba compiles, kept on disk).
 
 This room knows nothing of text, tokens or models, and imports torch only inside the functions that need it.
 """

@@ -9,10 +9,8 @@ floating point.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,33 +18,15 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils, config
-from numba.core.caching import FunctionCache
-from numba.core.ccallback import CFunc
 from numba.core.compiler import Compiler
-from numba.core.runtime import rtsys
 from numba.extending import intrinsic
+
+from groundup.runtime.compiled_functions import CalledFunction, digest_of, keep_on_disk
 
 u64 = np.uint64
 ZERO, ONE, ALL = u64(0), u64(1), u64(0xFFFF_FFFF_FFFF_FFFF)
 
-SOURCES = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
-
-
-class _Cache(FunctionCache):
-    """Compiled functions on disk. Numba's own cache would not notice a change in another file than the function's."""
-
-    def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        return (*super()._index_key(sig, codegen), SOURCES)
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        # Without first loading all that the compiler knows: compiled code needs its memory manager and nothing else.
-        rtsys.initialize(target_context)
-        return self._load_overload(sig, target_context)
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        # Without the listing of all types for people: writing it took a twentieth of the time to compile.
-        super().save_overload(sig, data._replace(type_annotation=""))
-
+SOURCES = digest_of(sorted(Path(__file__).parent.glob("*.py")))
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -78,52 +58,11 @@ def inner(function: Function) -> Function:
 def kernel(function: Function, nogil: bool = True) -> Function:
     """Decorates a function that Python calls: compiled once per machine, it lets other threads run."""
     compiled = _compiled(function, nogil=nogil)
-    with suppress(RuntimeError):  # where no folder can be written to, each process compiles anew
-        compiled._cache = _Cache(function)
+    keep_on_disk(compiled, function, SOURCES)
     return compiled
 
 
-class Called:
-    """Decorates a large function that Python and kernels call, kernels by :func:`call` and its address.
-
-    So it is compiled by itself and only once: a function that calls another one the usual way is optimised together
-    with all of it. Arguments and result are signed integers of 64 bits.
-    """
-
-    def __init__(self, function: Callable[..., int]) -> None:
-        self._function = function
-        self.__doc__ = function.__doc__
-
-    @cached_property
-    def _compiled(self) -> CFunc:
-        kinds = (types.int64,) * self._function.__code__.co_argcount
-        compiled = CFunc(self._function, (kinds, types.int64), {}, {"error_model": "numpy"}, pipeline_class=_Scalar)
-        with suppress(RuntimeError):
-            compiled._cache = _Cache(self._function)
-        compiled.compile()
-        return compiled
-
-    @property
-    def address(self) -> int:
-        """Where the compiled function lies in memory."""
-        return self._compiled.address
-
-    def __call__(self, *arguments: int) -> int:
-        """Call it from Python."""
-        return self._compiled.ctypes(*arguments)
-
-
-@intrinsic
-def call(typing_context, address, *arguments):
-    """Call a :class:`Called` function."""
-
-    def generate(context, builder, signature, values):
-        number = ir.IntType(64)
-        kind = ir.FunctionType(number, [number] * len(arguments))
-        passed = [builder.extract_value(values[1], place) for place in range(len(arguments))]
-        return builder.call(builder.inttoptr(values[0], kind.as_pointer()), passed)
-
-    return types.int64(types.int64, types.UniTuple(types.int64, len(arguments))), generate
+called: Callable[[Callable[..., int]], CalledFunction] = partial(CalledFunction, sources=SOURCES, pipeline=_Scalar)
 
 
 def holding_lock(function: Function) -> Function:

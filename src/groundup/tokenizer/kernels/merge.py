@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from groundup.runtime.compiled_functions import call
 from groundup.tokenizer.kernels.machine import (
     ALL,
     ONE,
     ZERO,
-    Called,
-    call,
+    called,
     field,
     fill_16,
     inner,
@@ -227,7 +227,7 @@ def sift_up(heap, place, entry):
     store64(heap + 8 * place, entry)
 
 
-@Called
+@called
 def merge(state, text, size):
     """Merge a chunk as in bpe_reference.encode: the lowest rank first, leftmost first.
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from groundup.runtime.compiled_functions import call
 from groundup.tokenizer.kernels.cut import LETTERS, LOWERS, OTHERS, cut, has
 from groundup.tokenizer.kernels.machine import (
     ONE,
     ZERO,
-    Called,
-    call,
+    called,
     copy_bytes,
     field,
     give_item,
@@ -285,7 +285,7 @@ def emit(slot, arena, ids):
     return ids + 4 * count
 
 
-@Called
+@called
 def learn_chunks(state, text, chunks, ids):
     """Finish a piece of text that holds new chunks: merge the claimed ones, then write all ids from NEW on.
 
@@ -320,7 +320,7 @@ def learn_chunks(state, text, chunks, ids):
     return out
 
 
-@Called
+@called
 def encode_chunks(state, text, chunks, ids):
     """Write the ids of chunks, 32 bits each.
 
@@ -425,7 +425,7 @@ def last_seam(state, text, chunks):
     return 0
 
 
-@Called
+@called
 def next_piece(state, source, size):
     """Bring the next piece of a text into the scratch buffer and cut it.
 
