@@ -38,18 +38,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_int4_with_its_loss(model: Path, tmp_path: Path, run: Callable) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    words = [
-        "--to",
-        "int4",
-        "--group",
-        "32",
-        "--zero-point",
-        "true",
-        "--data",
-        tmp_path / "text.txt",
-        "--tokens",
-        "211",
-    ]
+    words = ["--to", "int4", "--group", "32", "--zero-point", "true", "--data", tmp_path / "text.txt"]
+    words += ["--tokens", "211"]
     said = run("export", model, *words, "--out", tmp_path / "small")
     assert said.code == 0, said.err
     expected = quantize_model(load_model(model), "int4", group=32, zero_point=True)
@@ -102,13 +92,22 @@ def test_hf_is_the_same_model_for_other_tools(model: Path, run: Callable, tmp_pa
     torch.testing.assert_close(theirs(ids).logits, load_model(model).eval()(ids), rtol=0, atol=1e-4)
 
 
-def test_an_untied_head_is_left_too(model: Path, run: Callable) -> None:
+@pytest.mark.parametrize(
+    ("words", "kind", "left"),
+    [
+        (["int8"], QuantizedLinear, "embeddings and norms"),
+        (["int4"], QuantizedLinear, "embeddings and norms"),
+        (["nf4"], torch.nn.Linear, "the head, embeddings and norms"),
+        (["int8", "--head", "false"], torch.nn.Linear, "the head, embeddings and norms"),
+    ],
+)
+def test_an_untied_head(model: Path, run: Callable, words: list[str], kind: type, left: str) -> None:
     for file in model.glob("*.safetensors"):
         file.unlink()
     save_model(model_of(Tokenizer.load(model).vocab_size, tie_embeddings=False), model)
-    said = run("export", model, "--to", "int8", "--out", "small")
-    assert "Left as they were: the head, embeddings and norms" in said.out
-    assert type(load_model(model.parent / "small").head) is torch.nn.Linear
+    said = run("export", model, "--to", *words, "--out", "small")
+    assert f"Left as they were: {left}:" in said.out
+    assert type(load_model(model.parent / "small").head) is kind
 
 
 def test_what_makes_no_sense_is_refused_in_one_line(model: Path, run: Callable) -> None:

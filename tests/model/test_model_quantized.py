@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -120,6 +121,17 @@ def test_the_layout_is_as_told(scheme: Scheme) -> None:
     if scheme.kind != "int8":  # past the last input
         whole = dequantize(found, scheme, columns * 2)
         assert torch.equal(whole[:, 167:], torch.zeros(13, columns * 2 - 167))
+
+
+@all_schemes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_compiled_pass_gives_the_bits_of_pytorch(scheme: Scheme, dtype: torch.dtype) -> None:
+    for shape in ((13, 167), (3, 5, 64), (701, 512), (1, 1)):  # the third one is shared out among threads
+        torch.manual_seed(5)
+        found = quantize(torch.randn(shape), scheme)
+        with patch("groundup.model.quantized.is_compiling", return_value=True):
+            expected = dequantize(found, scheme, shape[-1], dtype)
+        assert torch.equal(dequantize(found, scheme, shape[-1], dtype), expected)
 
 
 def test_double_quantized_scales() -> None:

@@ -96,6 +96,17 @@ def test_layers_that_were_left_are_left_and_an_untied_head_can_be_quantized(tmp_
     assert_equal_models(model, loaded)
 
 
+def test_the_head_may_be_quantized_in_another_way(tmp_path: Path) -> None:
+    model = quantize_model(model_of(PARTS["alibi"], kind="int4", group=32), "int8", skip=["embedding"])
+    assert isinstance(model, Transformer)
+    save_model(model, tmp_path)
+    head = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["head"]
+    assert head["kind"] == "int8"
+    loaded = load_model(tmp_path)
+    assert isinstance(loaded.head, QuantizedLinear)
+    assert_equal_models(model, loaded)
+
+
 def test_experts_are_stacks_again(tmp_path: Path) -> None:
     save_model(model_of(PARTS["experts"], kind="int8"), tmp_path)
     assert any(isinstance(module, QuantizedStack) for module in load_model(tmp_path).modules())
@@ -167,6 +178,8 @@ DAMAGED: dict[str, tuple[Callable[[Any], None], str]] = {
     "no group": (lambda q: q.pop("group"), r"quantization_config is damaged: 'group'"),
     "another group": (lambda q: q.update(group=64), r"scale has shape \[54, 2\], the config asks for \[54, 1\]"),
     "another kind": (lambda q: q.update(kind="int8"), r"has shape .* the config asks for"),
+    "a head of no kind": (lambda q: q.update(head={"kind": "int3"}), r"quantization_config is damaged: 'group'"),
+    "a head that is no scheme": (lambda q: q.update(head="int8"), r"quantization_config is damaged"),
     "names": (lambda q: q.update(skipped="head"), r"skipped is not a list of names"),
     "nothing left": (lambda q: q.update(skipped=["*"]), r"no linear layer left to quantize"),
     "a tied head": (lambda q: q.update(skipped=[]), r"head: tied to another layer"),

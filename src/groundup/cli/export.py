@@ -28,7 +28,8 @@ LONGEST_CONTEXT = 1024  # tokens of a window in which the two models are compare
 
 def export(
     model: str, to: str = "hf", out: str | None = None, data: str | None = None, kind: str = "f16", group: int = 64,
-    zero_point: bool | None = None, double: bool = False, tokens: int = 8192, device: str = "auto",
+    zero_point: bool | None = None, double: bool = False, head: bool | None = None, tokens: int = 8192,
+    device: str = "auto",
 ) -> None:  # fmt: skip
     """Write a model for other tools, as a folder or for llama.cpp, or quantized, with what that costs in quality.
 
@@ -42,6 +43,7 @@ def export(
         group: int4, nf4: weights that share a scale: 32, 64 or 128; fewer are more exact and take more room
         zero_point: int4: a zero point per group, which lets the codes reach just as far as the weights do; default true
         double: nf4: the scales in eight bits too
+        head: int8, int4, nf4: the head too, where it is not the embedding as well, in int8; default true, of nf4 false
         tokens: measure on at most so many tokens of --data
         device: auto, cpu, cuda, cuda:1, mps
     """
@@ -51,7 +53,12 @@ def export(
         raise UsageError(f"--tokens {tokens}: at least one is needed.")
     if to in ("hf", "gguf"):
         _refuse_options(
-            to, group=group != 64, zero_point=bool(zero_point), double=double, data=data is not None and to == "hf"
+            to,
+            group=group != 64,
+            zero_point=bool(zero_point),
+            double=double,
+            head=bool(head),
+            data=data is not None and to == "hf",
         )
     from groundup.data import open_source
     from groundup.inference import find_model, load
@@ -68,7 +75,8 @@ def export(
         raise UsageError(f"{model}: quantized already ({found.scheme.kind}). Export the model that it was made from.")
     kept = ""
     if to not in ("hf", "gguf"):
-        kept = _quantize(lm.model, to, group, to == "int4" if zero_point is None else zero_point, double)
+        scheme = {"group": group, "zero_point": to == "int4" if zero_point is None else zero_point, "double": double}
+        kept = _quantize(lm.model, to, scheme, to != "nf4" if head is None else head)
     if to == "gguf":
         save_gguf(lm.model, lm.tokenizer, target, kind)  # type: ignore[arg-type]
     else:
@@ -94,14 +102,18 @@ def _refuse_options(to: str, **given: bool) -> None:
         raise UsageError(f"--{wrong.replace('_', '-')} is for quantized models; --to {to} leaves weights as they are.")
 
 
-def _quantize(model: Transformer, to: str, group: int, zero_point: bool, double: bool) -> str:
+def _quantize(model: Transformer, to: str, scheme: dict[str, Any], head: bool) -> str:
     """Quantize in place; what was left as it was, in words."""
     from groundup.model.quantized import nbytes, quantize_model
 
-    quantize_model(model, to, group=group, zero_point=zero_point, double=double)  # type: ignore[arg-type]
+    tied = model.config.tie_embeddings
+    quantize_model(model, to, **scheme)  # type: ignore[arg-type]
+    if head and not tied:
+        quantize_model(model, "int8", skip=["embedding"])  # nothing else is left
     left = sum(parameter.nbytes for parameter in model.parameters())
-    head = "the head, which is the embedding too" if model.config.tie_embeddings else "the head"
-    return f"Left as they were: {head}, embeddings and norms: {byte_size(left)} of {byte_size(nbytes(model))}."
+    names = ["the head, which is the embedding too"] if tied else [] if head else ["the head"]
+    kept = ", ".join([*names, "embeddings and norms"])
+    return f"Left as they were: {kept}: {byte_size(left)} of {byte_size(nbytes(model))}."
 
 
 @dataclass(frozen=True)

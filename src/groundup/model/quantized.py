@@ -30,6 +30,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from groundup.model.experts import _Stack, grouped_linear
 from groundup.runtime import UsageError
@@ -139,6 +140,8 @@ def dequantize(tensors: dict[str, Tensor], scheme: Scheme, inputs: int, dtype: t
         tensors: what :func:`quantize` returned.
         inputs: I, which codes in whole groups do not tell.
     """
+    if tensors["codes"].device.type == "cpu" and not is_compiling():
+        return _unpacked(tensors, scheme, inputs).to(dtype)
     if scheme.kind == "int8":
         return (tensors["codes"] * tensors["scale"]).to(dtype)
     codes = torch.stack([tensors["codes"] & 15, tensors["codes"] >> 4], dim=-1).flatten(-2)
@@ -150,6 +153,20 @@ def dequantize(tensors: dict[str, Tensor], scheme: Scheme, inputs: int, dtype: t
         scale = tensors["scale"]
         values = codes.to(torch.float32) - (tensors["zero"][..., None] if scheme.zero_point else 8)
     return values.mul_(scale[..., None]).flatten(-2)[..., :inputs].to(dtype)
+
+
+def _unpacked(tensors: dict[str, Tensor], scheme: Scheme, inputs: int) -> Tensor:
+    """:func:`dequantize` on a CPU, compiled; float32."""
+    from groundup.model.unpacking import unpack
+
+    codes = tensors["codes"]
+    scale = _dequantize_scales(tensors) if scheme.double else tensors["scale"]
+    zero = tensors["zero"].flatten(0, -2) if scheme.zero_point else None
+    made = unpack(
+        codes.flatten(0, -2), scale.flatten(0, -2), zero, nf4_values() if scheme.kind == "nf4" else None,
+        0 if scheme.kind == "int8" else scheme.group, inputs,
+    )  # fmt: skip
+    return made.unflatten(0, codes.shape[:-1])
 
 
 def _nearest(weight: Tensor, scale: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ folder of a known type with random weights in their place.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from groundup.model.transformer import Transformer
 from groundup.runtime import GroundupError, UsageError
 
 METHOD = "groundup"
+_FIELDS = tuple(field.name for field in fields(Scheme))
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Quantization:
     """Which layers of a model are quantized, and how.
 
     Args:
-        scheme: how, the same for all.
+        scheme: how, the same for all but the head.
         skipped: the names of linear layers and stacks of experts that are not.
+        head: how the head is, where that is another way.
     """
 
     scheme: Scheme
     skipped: tuple[str, ...]
+    head: Scheme | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Quantization | None:
@@ -46,13 +49,15 @@ class Quantization:
         layers = {name: module.scheme for name, module in model.named_modules() if isinstance(module, _Quantized)}
         if not layers:
             return None
+        head = layers.pop("head", None) if len(layers) > 1 else None
         (first, scheme), *others = layers.items()
         other = next((name for name, found in others if found != scheme), None)
         if other is not None:
             raise UsageError(
                 f"{first} is {scheme}, {other} is {layers[other]}: only one way is saved. Use one for all."
             )
-        return cls(scheme, tuple(name for name, m in model.named_modules() if isinstance(m, (nn.Linear, _Stack))))
+        left = tuple(name for name, module in model.named_modules() if isinstance(module, (nn.Linear, _Stack)))
+        return cls(scheme, left, None if head == scheme else head)
 
     @classmethod
     def from_json(cls, values: Any, where: Path) -> Quantization | None:
@@ -65,16 +70,18 @@ class Quantization:
             return None
         skipped = values.get("skipped")
         try:
-            scheme = Scheme(**{name: values[name] for name in ("kind", "group", "zero_point", "double")})
+            scheme = Scheme(**{name: values[name] for name in _FIELDS})
+            head = Scheme(**{name: values["head"][name] for name in _FIELDS}) if values.get("head") else None
         except (KeyError, TypeError, UsageError) as error:
             raise GroundupError(f"{where}: quantization_config is damaged: {error}") from error
         if not isinstance(skipped, list) or not all(isinstance(name, str) for name in skipped):
             raise GroundupError(f"{where}: quantization_config is damaged: skipped is not a list of names.")
-        return cls(scheme, tuple(skipped))
+        return cls(scheme, tuple(skipped), head)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``quantization_config``."""
-        return {"quant_method": METHOD} | asdict(self.scheme) | {"skipped": list(self.skipped)}
+        head = {} if self.head is None else {"head": asdict(self.head)}
+        return {"quant_method": METHOD} | asdict(self.scheme) | {"skipped": list(self.skipped)} | head
 
     def apply(self, model: Transformer, dtype: torch.dtype = torch.float32) -> None:
         """Give a model on the meta device the quantized layers, empty too; ``dtype`` is what they compute in.
@@ -82,7 +89,10 @@ class Quantization:
         Raises:
             UsageError: it has no such layers.
         """
-        quantize_model(model, **asdict(self.scheme), skip=self.skipped)
+        others = () if self.head is None else ("head",)
+        quantize_model(model, **asdict(self.scheme), skip=(*self.skipped, *others))
+        if self.head is not None:
+            quantize_model(model, **asdict(self.head), skip=self.skipped)
         for module in model.modules():
             if isinstance(module, _Quantized):
                 module.to(dtype)
