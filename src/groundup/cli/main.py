@@ -20,6 +20,7 @@ COMMANDS = {  # name: (module, one line); the order is the life of a model
     "export": ("export", "a model as a folder or file: for other tools, or in eight or four bits"),
     "report": ("report", "write a run's report.html again and show its numbers"),
     "compare": ("compare", "runs side by side: loss, bits per byte, cost, recipes, curves"),
+    "bench": ("bench", "decode: how fast a model reads and writes on this machine"),
     "explain": ("explain", "parameters, FLOPs, memory and time before you spend anything"),
     "doctor": ("doctor", "does this machine have what it takes"),
 }
