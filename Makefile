@@ -85,6 +85,7 @@ bench: setup-bench
 	@$(VENV)/bin/python benchmarks/checkpoint.py $(ARGS)
 	@$(VENV)/bin/python benchmarks/time_to_loss.py $(ARGS)
 	@$(VENV)/bin/python benchmarks/train.py $(ARGS)
+	@$(VENV)/bin/python benchmarks/decode.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .import_linter_cache

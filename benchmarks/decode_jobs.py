@@ -22,7 +22,9 @@ import transformers
 from attention_jobs import Job, serve
 
 from groundup.inference import Engine, EngineSettings, Request, SamplingParams
+from groundup.inference.speed import memory_bandwidth, weights_read
 from groundup.model import load_model
+from groundup.model.parts import cache_bytes
 
 GREEDY = SamplingParams(temperature=0.0, ignore_end=True, max_tokens=1)
 GGUF = {"float32": "f32", "16-bit": "f16", "8-bit": "q8_0", "4-bit": "q4_0"}
@@ -63,8 +65,14 @@ def our_decoding(job: Job) -> Job:
             engine.step()
             ends.append(time.perf_counter())
     produced = sum(len(request.tokens) - 1 for request in requests)
-    return {"read": read - started, "decode": (ends[-1] - read) / produced if produced else 0.0,
-            "tokens": [request.tokens for request in requests]}  # fmt: skip
+    decode = (ends[-1] - read) / produced if produced else 0.0
+    found = {"read": read - started, "decode": decode, "tokens": [request.tokens for request in requests]}
+    if not produced:
+        return found
+    length = job["prompt"] + job["new"] // 2
+    kept = cache_bytes(engine.model.config, job["batch"], length, engine.model.embedding.weight.element_size())
+    step_bytes = weights_read(engine.model) + kept
+    return found | {"step_bytes": step_bytes, "memory": memory_bandwidth(torch.device("cpu"))}
 
 
 def our_crowd(job: Job) -> Job:

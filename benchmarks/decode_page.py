@@ -1,8 +1,8 @@
-"""What benchmarks/decode.py found, as a section of docs/benchmarks.md."""
+"""What benchmarks/decode.py and benchmarks/quantization.py found, as sections of docs/benchmarks.md."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -25,8 +25,8 @@ def decode(result: Result) -> list[str]:
         f"keys and values, vocabulary of {shape['vocab_size']:,}, random weights, the same for all. Greedy, every "
         "measurement in a process of its own, the contenders in turn; tokens a second are the median of the rounds, "
         "ratios are of one round (lowest to highest): above 1, this package is faster. 16-bit is bfloat16, of "
-        "llama.cpp float16; 8-bit and 4-bit are int8 and int4 with the head in bfloat16, of llama.cpp Q8_0 and Q4_0, "
-        "which quantizes the head too.",
+        "llama.cpp float16; 8-bit and 4-bit are int8 and int4 in groups of 64, of llama.cpp Q8_0 and Q4_0, all "
+        "with the head in eight bits.",
         "",
         "| | | groundup | llama.cpp | ratio | transformers | ratio |",
         "|---|---|---|---|---|---|---|",
@@ -37,6 +37,7 @@ def decode(result: Result) -> list[str]:
         for name in ("llama.cpp", "transformers"):
             cells += [shown_rate(case, name), shown_ratio(case, name)]
         lines.append(f"| {case['way']} | {what} | " + " | ".join(cells) + " |")
+    lines += roofline(cases)
     crowds = [case for case in cases if case["work"] == "crowd"]
     if crowds:
         lines += [
@@ -66,6 +67,53 @@ def decode(result: Result) -> list[str]:
         f"{case['work']} {case['way']}, {name}: {why}" for case in cases for name, why in case["failures"].items()
     ]
     return [*lines, "", "Could not be measured: " + "; ".join(failed) + "."] if failed else lines
+
+
+def roofline(cases: Sequence[Result]) -> list[str]:
+    """What a step moves, and how close to the memory's speed that is."""
+    lines = [
+        "",
+        "What one step reads (all weights once, whatever the number of texts; keys and values of each), and how fast, "
+        "beside plain reading of memory in the same process. With more texts, arithmetic takes over: docs/decoding.md.",
+        "",
+        "| | texts | MB a step | GB/s | of the memory's speed |",
+        "|---|---|---|---|---|",
+    ]
+    for case in cases:
+        times = [one for one in case["rounds"]["groundup"] if "step_bytes" in one]
+        if times:
+            speeds = [one["step_bytes"] / (one["decode"] * case["batch"]) for one in times]
+            shares = [speed / one["memory"] for speed, one in zip(speeds, times, strict=True)]
+            lines.append(
+                f"| {case['way']} | {case['batch']} | {times[0]['step_bytes'] / 1e6:,.0f} | {median(speeds) / 1e9:.1f} "
+                f"| {median(shares):.0%} |"
+            )
+    return lines
+
+
+def quantization(result: Result) -> list[str]:
+    """The section of docs/benchmarks.md."""
+    first, head = result["original"], "its head is the embedding and stays" if result["tied"] else "the head in int8"
+    lines = [
+        "## What quantizing costs",
+        "",
+        place(result),
+        "",
+        f"{result['model']}, {result['parameters'] / 1e6:.1f}M parameters ({head}), on {result['tokens']:,} held-out "
+        f"tokens in windows of {result['context']} that overlap by half. KL is of the whole distribution from the "
+        "float32 model's, in nats per token; speed is that of one text, greedily.",
+        "",
+        "| | memory | perplexity | bits per byte | KL | 99% of tokens below | same first choice | tokens/s |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| float32 | {first['bytes'] / 1e6:.1f} MB | {first['perplexity']:.3f} | {first['bits_per_byte']:.4f} "
+        "| | | | |",
+    ]
+    lines += [
+        f"| {row['way']} | {row['bytes'] / 1e6:.1f} MB | {row['perplexity']:.3f} | {row['bits_per_byte']:.4f} | "
+        f"{row['kl']:.5f} | {row['kl_99']:.4f} | {row['agreement']:.1%} | {median(row['tokens_per_second']):,.0f} |"
+        for row in result["rows"]
+    ]
+    return lines
 
 
 def shown_rate(case: Result, name: str) -> str:

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 import attention_page
+import decode_page
 import train_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -324,6 +325,8 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "time_to_loss": train_page.time_to_loss,
     "loader": loader,
     "checkpoint": checkpoint,
+    "decode": decode_page.decode,
+    "quantization": decode_page.quantization,
 }
 PLOTS: dict[str, Callable[[Mapping[str, Any], Path], list[Path]]] = {
     "attention": attention_page.attention_plots,
