@@ -172,7 +172,7 @@ def test_alone_and_among_others(kind: str) -> None:
     texts = random_texts(MOST, 6)
     alone = Pages(model, MOST)
     expected = [[step(alone, texts, [(row, place)])[0] for place in range(6)] for row in range(MOST)]
-    for count in range(1, MOST + 1):
+    for count in (1, 2, 3, 4, 5, 6, 7, 8, 11, MOST - 1, MOST):
         pages = Pages(model, MOST)
         for place in range(6):
             found = step(pages, texts, [(row, place) for row in range(count)])
@@ -295,5 +295,5 @@ def test_refusals() -> None:
 def test_too_many_tokens() -> None:
     model = make()
     pages = Pages(model, 1)
-    with pytest.raises(ValueError, match="1 to 16"):
-        step(pages, random_texts(1, 17), [(0, place) for place in range(17)])
+    with pytest.raises(ValueError, match=f"1 to {MOST}"):
+        step(pages, random_texts(1, MOST + 1), [(0, 3)] * (MOST + 1))

@@ -123,6 +123,7 @@ def _answer(generation: Generation, params: SamplingParams) -> dict[str, Any]:
     texts = [
         {"text": one.text, "finish": one.finish, "tokens": len(one.tokens)}
         | ({"logprobs": one.logprobs} if params.logprobs is not None else {})
+        | ({"score": one.score} if one.score is not None else {})
         for one in generation.answers()
     ]
     return texts[0] if params.n == 1 else {"texts": texts}

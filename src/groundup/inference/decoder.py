@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from groundup.inference.drafts import Drafter
-from groundup.inference.requests import Event, Text
+from groundup.inference.requests import Event, Finish, Request, Text
 from groundup.inference.sampler import Choice, prompt_logprobs, sample
 from groundup.inference.scheduler import Scheduler, Work
+from groundup.inference.search import Search
 from groundup.runtime import GroundupError
 
 
@@ -52,6 +53,7 @@ class Decoder:
         """
         plain: list[tuple[Text, Tensor]] = []
         events: list[Event] = []
+        searches: dict[Search, None] = {}
         for work, found in zip(works, logits, strict=True):
             text = work.text
             if isinstance(found, GroundupError):
@@ -61,20 +63,27 @@ class Decoder:
                 self._note_prompt(text, found)
                 found = found[-1:]
             text.computed += work.queries - len(text.drafts)
-            if text.drafts:
+            if text.search is not None:
+                if work.last:
+                    text.search.note(text, found[-1])
+                    searches[text.search] = None
+            elif text.drafts:
                 events += self._verified(text, found)
             elif work.last:
                 plain += [(each, found[-1]) for each in self._forked(text)]
         if plain:
             choices = sample(torch.stack([row for _, row in plain]), [text.state for text, _ in plain])
             for (text, _), choice in zip(plain, choices, strict=True):
-                events += self._taken(text, choice)
+                events += self.taken(text, choice)
         for text in [work.text for work in works]:
             if text.completion.finish is None:
                 assert text.held is not None
                 salt = text.request.tenant if self.scheduler.reuse else None
                 self.paged.computed(text.held, text.tokens[text.start :], text.computed, salt)
                 self._guess(text)
+        for search in searches:
+            if search.ready and search.request.finish is None:
+                events += search.advance(self)
         return events
 
     def _forked(self, text: Text) -> list[Text]:
@@ -97,14 +106,24 @@ class Decoder:
         drafts, text.drafts = text.drafts, []
         for row, guess in enumerate([*drafts, None]):
             (choice,) = sample(logits_RV[row : row + 1], [text.state])
-            events += self._taken(text, choice)
+            events += self.taken(text, choice)
             if text.completion.finish is not None or isinstance(choice, GroundupError) or choice.token != guess:
                 break
             text.computed += 1
         return events
 
-    def _taken(self, text: Text, choice: Choice | GroundupError) -> list[Event]:
-        """A token was chosen: write it down, and see whether it is the last."""
+    def ending(self, request: Request, token: int) -> Finish | None:
+        """Why a token ends a text, if it does."""
+        if not request.params.ignore_end and token in self.end_of_text:
+            return "end_of_text"
+        return "stopped" if token in request.params.stop_tokens else None
+
+    def taken(self, text: Text, choice: Choice | GroundupError, *, written: bool = False) -> list[Event]:
+        """A token was chosen: write it down, and see whether it is the last.
+
+        Args:
+            written: it is among the text's tokens already, as its last.
+        """
         request, completion = text.request, text.completion
         if isinstance(choice, GroundupError):
             request.fail(choice)
@@ -112,16 +131,16 @@ class Decoder:
         if request.seconds_to_first is None:
             request.seconds_to_first = time.monotonic() - request.arrived
         params, token = request.params, choice.token
-        ends = not params.ignore_end and token in self.end_of_text
-        if ends or token in params.stop_tokens:
-            completion.finish, completion.stop_token = "end_of_text" if ends else "stopped", token
+        if finish := self.ending(request, token):
+            completion.finish, completion.stop_token = finish, token
             return []
         try:
             text.state.observe(token)
         except GroundupError as error:  # a grammar gives up
             request.fail(error)
             return []
-        text.tokens.append(token)
+        if not written:
+            text.tokens.append(token)
         completion.tokens.append(token)
         if choice.logprob is not None:
             completion.logprobs.append(choice.logprob)
@@ -134,7 +153,7 @@ class Decoder:
 
     def _guess(self, text: Text) -> None:
         """Have somebody guess what comes next, as far as there may be more at all."""
-        if self.drafter is None or text.pending != 1 or not text.completion.tokens:
+        if self.drafter is None or text.search is not None or text.pending != 1 or not text.completion.tokens:
             return
         left = text.request.params.max_tokens - len(text.completion.tokens) - 1
         most = min(self.drafts, left, self.context - text.length)

@@ -25,6 +25,7 @@ from groundup.inference.requests import Event, Request, Text
 from groundup.inference.runner import Runner
 from groundup.inference.sampler import SamplerState
 from groundup.inference.scheduler import Scheduler, Work
+from groundup.inference.search import search_from
 from groundup.model import Transformer
 from groundup.model.parts import cache_bytes
 from groundup.runtime import GroundupError, UsageError
@@ -48,7 +49,7 @@ class EngineSettings:
         reproducible: a seeded request gives the same text alone and among others, bit for bit, at the price of running
             each sequence by itself.
         drafts: most tokens that are guessed at once, where there is somebody to guess.
-        compiled: compute steps of few tokens by compiled kernels, on a CPU and where the model can.
+        compiled: where the model can, compute by compiled kernels on a CPU, and replay recorded steps on a CUDA device.
     """
 
     cache_tokens: int = 0
@@ -165,8 +166,11 @@ class Engine:
             except GroundupError as error:
                 request.fail(error)
                 return
-            tokens, several = list(request.prompt), len(request.completions) > 1
-            self.scheduler.add(Text(request, request.completions[0], tokens, state, read=len(tokens), forks=several))
+            tokens = list(request.prompt)
+            text = Text(request, request.completions[0], tokens, state, read=len(tokens))
+            text.search = search_from(text)
+            text.forks = len(request.completions) > 1 and text.search is None
+            self.scheduler.add(text)
             self._arrived.notify_all()
 
     def _check(self, request: Request) -> None:
@@ -209,6 +213,7 @@ class Engine:
                     news.wait()
                     news.clear()
                 yield self._drained(requests)
+            self._end_of_step()
             if left := self._drained(requests):
                 yield left
         finally:
@@ -219,6 +224,11 @@ class Engine:
         for request in requests:
             if request.error is not None:
                 raise request.error
+
+    def _end_of_step(self) -> None:
+        """Wait until whoever makes a step has handed over what came of it: a completion ends a little before that."""
+        with self._lock:
+            pass
 
     @staticmethod
     def _drained(requests: Sequence[Request]) -> list[Event]:
@@ -247,6 +257,7 @@ class Engine:
                 await news.wait()
                 news.clear()
                 yield self._drained([request])
+            await asyncio.to_thread(self._end_of_step)
             if left := self._drained([request]):
                 yield left
         finally:
@@ -306,7 +317,7 @@ class Engine:
     def _let_go(self) -> None:
         """Give back what belongs to completions that have ended."""
         with self._lock:
-            ended = [text for text in self.scheduler.texts if text.completion.finish is not None]
+            ended = [text for text in self.scheduler.texts if text.ended]
             for text in ended:
                 self.scheduler.remove(text)
                 self._settle(text.request)

@@ -67,8 +67,9 @@ from groundup.inference.lanes import (
 from groundup.runtime.compiled_functions import CalledFunction, call
 
 PIECE = 64  # positions whose scores are computed together; longer texts are attended to by several threads
+TOGETHER = 16  # tokens of a text that attend to a piece while it is in the cache of a core
 SPARE = 16  # rows that the last tile of a chunk may have too many
-MOST = 16  # tokens
+MOST = 64  # tokens
 
 # ---- numbers of the state: what is new at each step (the first two have a line of the cache of their own)
 STATE = 96
@@ -477,17 +478,48 @@ def pieces_of(state, region, token):
 
 
 @inner
+def together(state, token):
+    """The end of a run of tokens of one text, whose attention to a piece is one item: they read the same keys."""
+    rows, end = number(state + 8 * ROWS_OF), token + 1
+    last = min(number(state + 8 * TOKENS), token + TOGETHER)
+    while end < last and number(rows + 8 * end) == number(rows + 8 * token):
+        end += 1
+    return end
+
+
+@inner
+def pieces_together(state, region, token, end):
+    """The first piece that any of a run of tokens sees, and how many there are up to the last one."""
+    low, count = pieces_of(state, region, token)[1:]
+    high = low + count
+    for other in range(token + 1, end):
+        own_low, own_count = pieces_of(state, region, other)[1:]
+        low, high = min(low, own_low), max(high, own_low + own_count)
+    return low, high - low
+
+
+@inner
 def attention_items(state, region):
-    """How many items a region of attention has: pieces of what each token sees."""
-    count = 0
-    for token in range(number(state + 8 * TOKENS)):
-        count += pieces_of(state, region, token)[2]
+    """How many items a region of attention has: for each run of tokens, the pieces that they see."""
+    count, token = 0, 0
+    while token < number(state + 8 * TOKENS):
+        end = together(state, token)
+        count += pieces_together(state, region, token, end)[1]
+        token = end
     return count
 
 
 @inner
+def seen_of(state, region, token, piece):
+    """The first position of a piece that a token sees, and how many; none where it sees nothing of it."""
+    begin = max(pieces_of(state, region, token)[0], piece * PIECE)
+    end = min(number(number(state + 8 * POSITIONS) + 8 * token) + 1, (piece + 1) * PIECE)
+    return begin, max(0, end - begin)
+
+
+@inner
 def locate(state, region, token, begin, count, row, places):
-    """Where the keys of some positions lie, counted from the beginning of the pages; how many with padding.
+    """Where the keys of some positions lie, counted from the beginning of the pages; the last one's is repeated.
 
     Keys and values are read once in the order in which they lie: processors guess what comes next from that, not from
     one head's part of each position.
@@ -500,15 +532,13 @@ def locate(state, region, token, begin, count, row, places):
             set_number(places + 8 * (done + i), at + i * row)
         done += run
         position += run
-    padded = (count + KEYS - 1) // KEYS * KEYS
-    for i in range(count, padded):
+    for i in range(count, count + KEYS):
         set_number(places + 8 * i, number(places + 8 * (count - 1)))
     for pages in (number(region + 8 * PAGE_KEYS), number(region + 8 * PAGE_VALUES)):
         for i in range(count):
             at = pages + number(places + 8 * i)
             for byte in range(0, row, 64):
                 touch(at + byte)
-    return padded
 
 
 @inner
@@ -536,45 +566,64 @@ def soften(row, count, padded, scale, cap, part):
 
 def _attend(kind):
     def attend(state, region, item, scratch):
-        """The queries of a token, and a piece of its keys: sums that :func:`merge` puts together.
+        """A piece of the keys of a text, and the queries of a run of its tokens: sums that :func:`merge` puts together.
 
-        To the region's parts, for each piece and head: the highest score, the sum of exp(score - highest), and the same
-        sum with values.
+        To the region's parts, for each token, piece and head: the highest score, the sum of exp(score - highest), and
+        the same sum with values.
         """
         groups, shared, width = number(region + 8 * GROUPS), number(region + 8 * SHARED), number(region + 8 * HEAD)
-        token, piece = 0, item
-        first, low, count = pieces_of(state, region, 0)
-        while piece >= count:
-            piece -= count
-            token += 1
-            first, low, count = pieces_of(state, region, token)
-        begin = max(first, (low + piece) * PIECE)
-        count = min(number(number(state + 8 * POSITIONS) + 8 * token) + 1, (low + piece + 1) * PIECE) - begin
+        token, before, end = 0, 0, together(state, 0)
+        low, count = pieces_together(state, region, 0, end)
+        while item >= count:
+            item -= count
+            for other in range(token, end):
+                before += pieces_of(state, region, other)[2]
+            token, end = end, together(state, end)
+            low, count = pieces_together(state, region, token, end)
+        piece = low + item
+        begin, last = (piece + 1) * PIECE, 0
+        for other in range(token, end):
+            own, seen = seen_of(state, region, other, piece)
+            if seen:
+                begin, last = min(begin, own), max(last, own + seen)
+        if last == 0:
+            return 0
         width *= 4 if kind == FLOAT32 else 2
-        padded = locate(state, region, token, begin, count, groups * width, scratch)
-        packed_head, scores, heads = number(region + 8 * PACKED_HEAD), scratch + 8 * PIECE, groups * shared
+        locate(state, region, token, begin, last - begin, groups * width, scratch)
+        packed_head, scores, heads = number(region + 8 * PACKED_HEAD), scratch + 8 * (PIECE + KEYS), groups * shared
         part_row = 64 + packed_head
         for group in range(groups):
-            keys = number(region + 8 * PAGE_KEYS) + group * width
-            query = number(region + 8 * PACKED) + (token * heads + group * shared) * packed_head
-            part = number(state + 8 * PARTS) + (item * heads + group * shared) * part_row
-            for i in range(shared):
-                row = scores + 4 * PIECE * i
-                for j in range(0, padded, KEYS):
-                    score_keys(kind, query + i * packed_head, keys, scratch + 8 * j, width, row + 4 * j)
-                soften(row, count, padded, real(region + 8 * SCORE_SCALE), real(region + 8 * CAP), part + i * part_row)
-            values, i = number(region + 8 * PAGE_VALUES) + group * width, 0
-            while i < shared:
-                row, to = scores + 4 * PIECE * i, part + i * part_row + 64
-                if shared - i >= 4:
-                    mix_values(kind, 4, row, 4 * PIECE, values, scratch, padded, width, to, part_row)
-                    i += 4
-                elif shared - i >= 2:
-                    mix_values(kind, 2, row, 4 * PIECE, values, scratch, padded, width, to, part_row)
-                    i += 2
-                else:
-                    mix_values(kind, 1, row, 4 * PIECE, values, scratch, padded, width, to, part_row)
-                    i += 1
+            keys, values = (
+                number(region + 8 * PAGE_KEYS) + group * width,
+                number(region + 8 * PAGE_VALUES) + group * width,
+            )
+            part = before
+            for other in range(token, end):
+                own, seen = seen_of(state, region, other, piece)
+                low, count = pieces_of(state, region, other)[1:]
+                places, padded = scratch + 8 * (own - begin), (seen + KEYS - 1) // KEYS * KEYS
+                query = number(region + 8 * PACKED) + (other * heads + group * shared) * packed_head
+                to = number(state + 8 * PARTS) + ((part + piece - low) * heads + group * shared) * part_row
+                part += count
+                if seen == 0:
+                    continue
+                for i in range(shared):
+                    row = scores + 4 * PIECE * i
+                    for j in range(0, padded, KEYS):
+                        score_keys(kind, query + i * packed_head, keys, places + 8 * j, width, row + 4 * j)
+                    soften(row, seen, padded, real(region + 8 * SCORE_SCALE), real(region + 8 * CAP), to + i * part_row)
+                i = 0
+                while i < shared:
+                    row, mixed = scores + 4 * PIECE * i, to + i * part_row + 64
+                    if shared - i >= 4:
+                        mix_values(kind, 4, row, 4 * PIECE, values, places, padded, width, mixed, part_row)
+                        i += 4
+                    elif shared - i >= 2:
+                        mix_values(kind, 2, row, 4 * PIECE, values, places, padded, width, mixed, part_row)
+                        i += 2
+                    else:
+                        mix_values(kind, 1, row, 4 * PIECE, values, places, padded, width, mixed, part_row)
+                        i += 1
         return 0
 
     return called(attend)

@@ -31,7 +31,7 @@ from groundup.runtime.compiled_functions import CalledFunction, digest_of
 SOURCES = digest_of(Path(__file__).parent / name for name in ("lanes.py", "kernels.py"))
 # Who names another processor for Numba to compile for means to do without what this one has.
 _FEATURES = {} if config.CPU_NAME else llvm.get_host_cpu_features()
-VNNI, BF16, WIDE = (bool(_FEATURES.get(name)) for name in ("avx512vnni", "avx512bf16", "avx512f"))
+VNNI, BF16, WIDE, AMX = (bool(_FEATURES.get(name)) for name in ("avx512vnni", "avx512bf16", "avx512f", "amx-bf16"))
 
 _byte, _short, _int, _long, _float = (ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType())
 _bytes, _shorts, _ints = ir.VectorType(_byte, 64), ir.VectorType(_short, 32), ir.VectorType(_int, 16)

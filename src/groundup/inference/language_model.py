@@ -205,6 +205,8 @@ class LanguageModel:
     def stream(self, prompt: str | Sequence[int], **sampling: Unpack[Sampling]) -> Iterator[str]:
         """Continue a text piece by piece; the pieces joined are what :meth:`generate` returns. Never half a character.
 
+        A beam search gives its text at the end, when it is known which one is the best.
+
         Args:
             prompt: the text to continue, or its token ids.
             sampling: the fields of :class:`SamplingParams`.

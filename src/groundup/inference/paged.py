@@ -279,6 +279,31 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
+def aligned_slots(
+    paged: PagedCache, number: int, pieces: Sequence[Piece], length: int
+) -> tuple[list[np.ndarray], list[np.ndarray], int]:
+    """Where the keys of sequences with equally many new tokens lie, aligned at their ends.
+
+    Args:
+        number: of the group of layers.
+        length: places before the new ones, padding included: at least those of the longest.
+
+    Returns:
+        For each sequence the slots of its new places and of all that are seen, and the place of the first of these.
+    """
+    window, T = paged.groups[number].window, pieces[0].queries
+    first = 0 if window is None else max(0, length - window + 1)
+    aligned = np.arange(first, length + T)
+    new, seen = [], []
+    for piece in pieces:
+        places = aligned - (length - piece.begin)
+        slots = paged.slots(piece.held, number, np.maximum(places, 0))
+        slots = np.where((places >= 0) & (slots >= 0), slots, 0)  # padding, or outside the window: zeros
+        seen.append(slots)
+        new.append(slots[len(slots) - T :])
+    return new, seen, first
+
+
 class _PartCache:
     """What the model is shown of the pages: some sequences with equally many new tokens, aligned at their ends.
 
@@ -293,22 +318,11 @@ class _PartCache:
         self.capacity = self.length + T
         pads = [self.length - begin for begin in begins]
         self.pad_B = torch.tensor(pads, device=paged.device) if any(pads) else None
-        self._places = [self._of_group(number, pieces, T) for number in range(len(paged.groups))]
-
-    def _of_group(self, number: int, pieces: Sequence[Piece], T: int) -> tuple[Tensor | slice, Tensor | slice, int]:
-        """Slots of the new positions M, those of all that are seen B S, and the place of the first of them."""
-        paged, group = self._paged, self._paged.groups[number]
-        first = 0 if group.window is None else max(0, self.length - group.window + 1)
-        aligned = np.arange(first, self.length + T)
-        new, seen = [], []
-        for piece in pieces:
-            places = aligned - (self.length - piece.begin)
-            slots = paged.slots(piece.held, number, np.maximum(places, 0))
-            slots = np.where((places >= 0) & (slots >= 0), slots, 0)  # padding, or outside the window: zeros
-            seen.append(slots)
-            new.append(slots[len(slots) - T :])
-        kept = seen[0] if len(seen) == 1 else np.stack(seen)
-        return self._index(np.concatenate(new)), self._index(kept), first
+        self._places: list[tuple[Tensor | slice, Tensor | slice, int]] = []
+        for number in range(len(paged.groups)):
+            new, seen, first = aligned_slots(paged, number, pieces, self.length)
+            kept = seen[0] if len(seen) == 1 else np.stack(seen)
+            self._places.append((self._index(np.concatenate(new)), self._index(kept), first))
 
     def _index(self, slots: np.ndarray) -> Tensor | slice:
         """Slots that lie one after the other are read and written without a copy."""

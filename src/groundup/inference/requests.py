@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from groundup.inference.paged import Held
 from groundup.inference.sampler import SamplerState, TokenMask
 from groundup.inference.sampling import SamplingParams
 from groundup.runtime import GroundupError
+
+if TYPE_CHECKING:
+    from groundup.inference.search import Search
 
 Finish = Literal["length", "end_of_text", "stopped", "cancelled", "error"]
 Alternatives = list[tuple[int, float]]
@@ -30,6 +33,8 @@ class Completion:
         logprobs: log-probability of each token in the model's own distribution, in nats, where asked for.
         alternatives: the likeliest tokens at each place, where asked for.
         stop_token: the token that ended it, if one did.
+        score: what a beam search ranks it by: its log-probability in nats as edited by penalties and biases, over its
+            length to the power of ``length_penalty``. None where there was no such search.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -37,6 +42,7 @@ class Completion:
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[Alternatives] = field(default_factory=list)
     stop_token: int | None = None
+    score: float | None = None
 
 
 class Event(NamedTuple):
@@ -65,6 +71,8 @@ class Request:
         slide: let the context be a window: a text that outgrows it loses its first half and goes on (see
             :func:`window_start`). Otherwise it ends there, and a prompt longer than the context is an error.
         mask: what a grammar allows; copied for each completion.
+        stopped: whether some generated tokens hold a stop text, which a beam search has to know of each of its texts;
+            None where nobody can tell, or there is none. Elsewhere whoever reads the tokens ends the completion.
         completions: one for each that is to be made: ``best_of`` of them while they are, ``n`` in the end.
         prompt_logprobs: of each token of the prompt but the first, where asked for.
         error: what went wrong, where something did.
@@ -78,6 +86,7 @@ class Request:
     tenant: str = ""
     slide: bool = False
     mask: TokenMask | None = None
+    stopped: Callable[[Sequence[int]], bool] | None = None
     completions: list[Completion] = field(default_factory=list)
     prompt_logprobs: list[tuple[float, Alternatives]] = field(default_factory=list)
     error: GroundupError | None = None
@@ -128,6 +137,8 @@ class Text:
         regime: what its keys hang on besides the tokens; see :class:`groundup.inference.scheduler.Scheduler`.
         drafts: tokens that are tried next, all in one step, and taken back if they are not what the sampler chooses.
         forks: whether the request's other completions go on from this one, as soon as its prompt has been read.
+        search: what it is one of several texts of; None where it goes on by itself.
+        waits: it is computed to its end, and others of the search are not yet.
     """
 
     request: Request
@@ -142,6 +153,13 @@ class Text:
     regime: Any = None
     drafts: list[int] = field(default_factory=list)
     forks: bool = False
+    search: Search | None = None
+    waits: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it is wanted any more. What a search tries is no completion yet: its request tells."""
+        return self.completion.finish is not None or (self.search is not None and self.request.finish is not None)
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from groundup.inference.graphs import StepGraphs
 from groundup.inference.paged import Held, PagedCache, Piece
 from groundup.inference.scheduler import Work
 from groundup.model import Transformer
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from groundup.inference.small_batch import SmallBatch
 
 
-MOST_COMPILED = 16  # tokens of a step that go through the kernels: with more, PyTorch's products are faster
+COMPILED_PLACES = 512  # prompts go through the kernels up to here; beyond, PyTorch's attention to many keys is faster
 
 
 class Runner:
     """Runs a model on the pieces of sequences.
 
-    Few tokens go through compiled kernels, where the model can (small_batch.py); all else through PyTorch.
+    Few tokens, and the first of a prompt, go through compiled kernels, where the model can (small_batch.py); all else
+    through PyTorch.
 
     Args:
         model: the weights.
@@ -33,7 +35,7 @@ class Runner:
         vocab_size: logits of ids below this one only.
         alone: give each sequence numbers that do not hang on who else is there. Kernels do so by themselves; in PyTorch
             a product of more rows may add up in another order, and so each sequence runs by itself.
-        compiled: use the kernels.
+        compiled: use the kernels on a CPU, recorded steps on a CUDA device (graphs.py).
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Runner:
         self.model, self.paged, self.vocab_size, self.alone = model, paged, vocab_size, alone
         self._grows = any(rotary is not None and rotary.grows for rotary in (model.rotary, model.local_rotary))
         self.kernels = _kernels(model, paged) if compiled else None
+        recorded = compiled and paged.device.type == "cuda" and StepGraphs.refusal(model) is None
+        self.graphs = StepGraphs(model, paged, vocab_size) if recorded else None
 
     @torch.inference_mode()
     def run(self, works: Sequence[Work], wanted: Sequence[int]) -> list[Tensor]:
@@ -55,42 +59,62 @@ class Runner:
         """
         if self.alone:
             return self._one_by_one(works, wanted)
-        if self.kernels is not None and sum(work.queries for work in works) <= MOST_COMPILED:
+        if self.kernels is not None and self._suits(self.kernels, works):
             return self._compiled(works, wanted)
         return self._by_pytorch(works, wanted)
+
+    @staticmethod
+    def _suits(kernels: SmallBatch, works: Sequence[Work]) -> bool:
+        """Whether the kernels are the faster way."""
+        if sum(work.queries for work in works) <= kernels.most:
+            return True
+        return kernels.fast and all(work.text.computed + work.queries <= COMPILED_PLACES for work in works)
 
     def _one_by_one(self, works: Sequence[Work], wanted: Sequence[int]) -> list[Tensor]:
         """Each sequence as if it were alone."""
         found: list[Tensor] = [torch.empty(0)] * len(works)
         single = [i for i, work in enumerate(works) if work.queries == 1 and self.kernels is not None]
-        for begin in range(0, len(single), MOST_COMPILED):
-            some = single[begin : begin + MOST_COMPILED]
-            logits = self._compiled([works[i] for i in some], [wanted[i] for i in some])
-            for i, rows in zip(some, logits, strict=True):
+        if single:
+            logits = self._compiled([works[i] for i in single], [wanted[i] for i in single])
+            for i, rows in zip(single, logits, strict=True):
                 found[i] = rows
         for i in set(range(len(works))) - set(single):
             (found[i],) = self._by_pytorch([works[i]], [wanted[i]])
         return found
 
     def _compiled(self, works: Sequence[Work], wanted: Sequence[int]) -> list[Tensor]:
-        """Few tokens, by kernels."""
+        """By kernels, so many tokens at once as they take."""
         assert self.kernels is not None
-        ids = [token for work in works for token in _new_tokens(work)]
-        positions = [work.text.computed + n for work in works for n in range(work.queries)]
-        rows = [row for row, work in enumerate(works) for _ in range(work.queries)]
+        kernels, most = self.kernels, self.kernels.most
+        ids = np.array([token for work in works for token in _new_tokens(work)])
+        positions = np.array([work.text.computed + n for work in works for n in range(work.queries)])
+        rows = np.array([row for row, work in enumerate(works) for _ in range(work.queries)])
         lengths = np.array([works[row].text.length for row in rows]) if self._grows else None
         helds = [_held(work) for work in works]
         tables = [np.stack([held.tables[group] for held in helds]) for group in range(len(self.paged.groups))]
-        features_NE = self.kernels.features(np.array(ids), np.array(positions), np.array(rows), tables, lengths)
+        parts = [slice(begin, begin + most) for begin in range(0, len(ids), most)]
+        features_NE = np.concatenate([
+            kernels.features(
+                ids[part], positions[part], rows[part], tables, None if lengths is None else lengths[part]
+            )
+            for part in parts
+        ])  # fmt: skip
         ends = np.cumsum([work.queries for work in works])
+        for work, end in zip(works, ends, strict=True):
+            _show(work, features_NE, int(end))
         chosen = [n for end, count in zip(ends, wanted, strict=True) for n in range(end - count, end)]
         if not chosen:
             return [torch.empty(0)] * len(works)
-        logits_RV = torch.from_numpy(self.kernels.logits(features_NE[chosen])[:, : self.vocab_size])
+        found = [kernels.logits(features_NE[chosen[i : i + most]]) for i in range(0, len(chosen), most)]
+        logits_RV = torch.from_numpy(np.concatenate(found)[:, : self.vocab_size])
         return list(logits_RV.split(list(wanted)))
 
     def _by_pytorch(self, works: Sequence[Work], wanted: Sequence[int]) -> list[Tensor]:
         pieces = [self._piece(work) for work in works]
+        if self.graphs is not None and all(work.text.search is None for work in works):
+            logits_BV = self.graphs.logits(pieces, [token for work in works for token in _new_tokens(work)])
+            if logits_BV is not None:
+                return [logits_BV[i : i + 1] for i in range(len(works))]
         batch, order = self.paged.ragged(pieces, alone=self._grows)
         tokens = [token for index in order for token in _new_tokens(works[index])]
         device = self.paged.device
@@ -100,6 +124,7 @@ class Runner:
         end = 0
         for index in order:
             end += works[index].queries
+            _show(works[index], features_ME, end)
             rows += range(end - wanted[index], end)
             counts.append(wanted[index])
         chosen_RE = features_ME[torch.tensor(rows, dtype=torch.int64, device=device)]
@@ -123,6 +148,13 @@ def _kernels(model: Transformer, paged: PagedCache) -> SmallBatch | None:
     if SmallBatch.refusal(model) is not None:
         return None
     return SmallBatch(model, paged.pages, paged.size, paged.group_of)
+
+
+def _show(work: Work, features_ME: np.ndarray | Tensor, end: int) -> None:
+    """Let a search see the features of a sequence's new tokens, the last of which stand before row ``end``."""
+    search = work.text.search
+    if search is not None and search.sees:
+        search.see(work.text, torch.as_tensor(features_ME[end - work.queries : end]))
 
 
 def _held(work: Work) -> Held:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from groundup.inference.penalties import History, flags, only
 from groundup.inference.sampling import NOT_FINITE, SamplingParams, candidates, on_cpu
-from groundup.inference.truncation import Candidates, Floats, largest
+from groundup.inference.truncation import Candidates, Floats, Ids, largest
 from groundup.runtime import GroundupError
 
+NOTHING_LEFT = "no token may come next: what the request allows and forbids leaves nothing."
 _ROWS_AT_ONCE = 64  # of a prompt, when its log-probabilities are computed: a few megabytes of float32
 
 
@@ -164,17 +165,29 @@ def _choose(logits_V: Tensor, state: SamplerState) -> Choice | GroundupError:
         token = _offer(logits_V, state).draw(state.generator)
     except GroundupError as error:
         return error
+    return described(logits_V.log_softmax(dim=-1), token, state) if state.wants_logprobs else Choice(token, None, None)
+
+
+def described(logp_V: Tensor, token: int, state: SamplerState) -> Choice:
+    """A token with as much of the model's own distribution as its request wants to know.
+
+    Args:
+        logp_V: log-probabilities, float32 on the CPU.
+    """
     if not state.wants_logprobs:
         return Choice(token, None, None)
-    logprob, top = _describe(logits_V.log_softmax(dim=-1), token, state.params.logprobs or 0)
+    logprob, top = _describe(logp_V, token, state.params.logprobs or 0)
     return Choice(token, logprob, None if state.params.logprobs is None else top)
 
 
-def _offer(logits_V: Tensor, state: SamplerState) -> Candidates:
-    """What the next token is drawn from.
+def edited(logits_V: Tensor, state: SamplerState) -> Floats:
+    """Logits, or log-probabilities, after penalties, biases, bans and the grammar; -inf for what may not come next.
+
+    Args:
+        logits_V: float32 on the CPU; not changed.
 
     Raises:
-        GroundupError: the logits are not finite, or nothing is allowed.
+        GroundupError: they are not finite.
     """
     array_V: Floats = logits_V.numpy()
     if not math.isfinite(array_V.max()):
@@ -187,12 +200,20 @@ def _offer(logits_V: Tensor, state: SamplerState) -> Candidates:
         edited_V = only(edited_V, flags(state.end_tokens, len(edited_V)))
     elif state.mask is not None and (allowed := state.mask.allowed()) is not None:
         edited_V = only(edited_V, allowed.numpy())
-    if edited_V is not array_V:
-        highest = float(edited_V.max())
-        if highest == -math.inf:
-            raise GroundupError("no token may come next: what the request allows and forbids leaves nothing.")
-        if not math.isfinite(highest):
-            raise GroundupError("the penalties or biases are so large that the logits overflow: choose smaller ones.")
+    if edited_V is not array_V and not edited_V.max() < math.inf:
+        raise GroundupError("the penalties or biases are so large that the logits overflow: choose smaller ones.")
+    return edited_V
+
+
+def _offer(logits_V: Tensor, state: SamplerState) -> Candidates:
+    """What the next token is drawn from.
+
+    Raises:
+        GroundupError: the logits are not finite, or nothing is allowed.
+    """
+    edited_V = edited(logits_V, state)
+    if edited_V.max() == -math.inf:
+        raise GroundupError(NOTHING_LEFT)
     offer = candidates(torch.from_numpy(edited_V), state.params, state.mu)
     if offer.whole_V is not None:
         state.offered_V = offer.whole_V
@@ -233,6 +254,11 @@ def _describe(logp_V: Tensor, token: int, count: int) -> tuple[float, list[tuple
     own = float(array_V[token]) if token < len(array_V) else -math.inf
     if count == 0 or math.isnan(array_V[0]):
         return own, []
-    ids = largest(array_V, min(count, len(array_V)))
-    ids = ids[(-array_V[ids]).argsort(kind="stable")][:count]
+    ids = likeliest(array_V, count)
     return own, list(zip(ids.tolist(), array_V[ids].tolist(), strict=True))
+
+
+def likeliest(values_V: Floats, count: int) -> Ids:
+    """The tokens with the ``count`` largest values, the largest first and ties by id. No value is NaN."""
+    ids = largest(values_V, min(count, len(values_V)))
+    return ids[(-values_V[ids]).argsort(kind="stable")][:count]

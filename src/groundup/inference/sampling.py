@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from groundup.inference.checks import check_count, check_number, listed, token_ids, whole
 from groundup.inference.truncation import (
     Candidates,
     Floats,
@@ -28,6 +28,9 @@ from groundup.inference.truncation import (
 from groundup.runtime import GroundupError, UsageError
 
 NOT_FINITE = "the model computed logits that are not finite: its weights are damaged or its training diverged."
+
+
+EarlyStopping = Literal["estimate", "full", "never"]
 
 
 class Sampling(TypedDict, total=False):
@@ -63,6 +66,12 @@ class Sampling(TypedDict, total=False):
     json_schema: str | None
     regex: str | None
     grammar: str | None
+    beams: int
+    length_penalty: float
+    early_stopping: EarlyStopping
+    beam_groups: int
+    diversity_penalty: float
+    contrastive_alpha: float
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,8 @@ class SamplingParams:
     The logits are edited first (penalties, then ``logit_bias``, then what is forbidden), then become a distribution by
     the temperature, which is cut in the order top_k, typical_p, min_p, top_p, epsilon_cutoff, eta_cutoff: each filter
     sees what the one before it left, adding up to 1 again. At temperature 0 nothing is cut: the likeliest token is
-    taken. Mirostat takes the place of all filters.
+    taken. Mirostat takes the place of all filters. Beam search and contrastive search draw nothing: penalties, biases
+    and what is forbidden hold for them too, the temperature and the filters have no say.
 
     Args:
         max_tokens: most tokens to generate.
@@ -108,6 +118,20 @@ class SamplingParams:
         json_schema: a JSON schema that the text must match; at most one of this and the next two.
         regex: a regular expression that the whole text must match.
         grammar: a grammar that the text must follow, as Lark or llama.cpp (``::=``) write them.
+        beams: beam search: so many texts are continued side by side, and the ``n`` with the best scores are given, the
+            best first. 1 searches nothing.
+        length_penalty: a score is the sum of a text's log-probabilities over its number of tokens to this power (the
+            end token counts; Wu et al. 2016, simplified): above 0 longer texts gain, below 0 shorter ones.
+        early_stopping: when a beam search ends. ``full``: as soon as there are as many ended texts as beams (True in
+            transformers). ``estimate``: once the best text that goes on, scored at the length it has, is no better than
+            the worst of them (False in transformers). ``never``: the same, scored at the length at which it could still
+            gain most (``"never"`` in transformers).
+        beam_groups: diverse beam search: the beams are so many groups of equal size, each a beam search by itself.
+        diversity_penalty: taken off the log-probability of a token, once for each beam of the groups before that goes
+            on with it at the same place (Vijayakumar et al. 2016, Hamming diversity).
+        contrastive_alpha: contrastive search: of the ``top_k`` likeliest tokens the one is taken whose probability
+            times 1 - alpha is furthest above alpha times the largest cosine between its features and those of a token
+            before it (Su et al. 2022, eq. 5). 0 searches nothing.
     """
 
     max_tokens: int = 128
@@ -140,6 +164,12 @@ class SamplingParams:
     json_schema: str | None = None
     regex: str | None = None
     grammar: str | None = None
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = "estimate"
+    beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    contrastive_alpha: float = 0.0
 
     @classmethod
     def of(cls, **sampling: Unpack[Sampling]) -> SamplingParams:
@@ -149,13 +179,15 @@ class SamplingParams:
     def __post_init__(self) -> None:
         self._tidy()
         for name in ("presence_penalty", "frequency_penalty"):
-            _check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
         for name, (fits, wanted) in _NUMBERS.items():
-            if not fits(_check_number(name, getattr(self, name))):
+            if not fits(check_number(name, getattr(self, name))):
                 raise UsageError(f"{name} = {getattr(self, name)} must be {wanted}.")
         for name, least in _COUNTS.items():
-            _check_count(name, getattr(self, name), least)
-        if self.seed is not None and not 0 <= _whole("seed", self.seed) < 2**63:
+            value = getattr(self, name)
+            if value is not None or _DEFAULTS[name] is not None:
+                check_count(name, value, least)
+        if self.seed is not None and not 0 <= whole("seed", self.seed) < 2**63:
             raise UsageError(f"seed = {self.seed} must be at least 0 and below 2^63.")
         if self.mirostat not in (0, 2) or isinstance(self.mirostat, bool):
             raise UsageError(f"mirostat = {self.mirostat!r} must be 0 (off) or 2 (its second version).")
@@ -163,21 +195,27 @@ class SamplingParams:
             raise UsageError(f"ignore_end = {self.ignore_end!r} must be true or false.")
         self._check_texts()
         self._check_together()
+        self._check_search()
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether every token of the prompt has to be computed, though it may be in a cache."""
+        return self.prompt_logprobs is not None or self.contrastive_alpha > 0.0
 
     def _tidy(self) -> None:
         """Any sequence will do where a tuple is meant, and the caller may go on to change what was given."""
         put = object.__setattr__
         stop: Any = self.stop
-        put(self, "stop", (stop,) if isinstance(stop, str) else _listed("stop", stop))
-        put(self, "bad_tokens", tuple(_ids("bad_tokens", run) for run in _listed("bad_tokens", self.bad_tokens)))
-        put(self, "stop_tokens", _ids("stop_tokens", self.stop_tokens))
+        put(self, "stop", (stop,) if isinstance(stop, str) else listed("stop", stop))
+        put(self, "bad_tokens", tuple(token_ids("bad_tokens", run) for run in listed("bad_tokens", self.bad_tokens)))
+        put(self, "stop_tokens", token_ids("stop_tokens", self.stop_tokens))
         if self.allowed_tokens is not None:
-            put(self, "allowed_tokens", _ids("allowed_tokens", self.allowed_tokens))
+            put(self, "allowed_tokens", token_ids("allowed_tokens", self.allowed_tokens))
         if not isinstance(self.logit_bias, Mapping):
             raise UsageError(f"logit_bias = {self.logit_bias!r} must map token ids to numbers.")
-        bias = dict(zip(_ids("logit_bias", self.logit_bias), self.logit_bias.values(), strict=True))
+        bias = dict(zip(token_ids("logit_bias", self.logit_bias), self.logit_bias.values(), strict=True))
         for token, value in bias.items():
-            _check_number(f"logit_bias of token {token}", value)
+            check_number(f"logit_bias of token {token}", value)
         put(self, "logit_bias", bias)
 
     def _check_texts(self) -> None:
@@ -214,6 +252,45 @@ class SamplingParams:
                         "mirostat at 0."
                     )
 
+    def _check_search(self) -> None:
+        """What belongs to one kind of search only, and what no search has a use for."""
+        if self.early_stopping not in (choices := get_args(EarlyStopping)):
+            raise UsageError(f"early_stopping = {self.early_stopping!r} must be one of {', '.join(choices)}.")
+        if self.beams > 1:
+            self._check_beams()
+            self._check_undrawn("beam search", _FILTERS)
+        else:
+            for name in ("length_penalty", "early_stopping", "beam_groups", "diversity_penalty"):
+                if getattr(self, name) != _DEFAULTS[name]:
+                    raise UsageError(f"{name} belongs to beam search: give beams, 2 or more, or leave it out.")
+        if self.contrastive_alpha:
+            if self.top_k is None:
+                raise UsageError("contrastive_alpha needs top_k: how many tokens are tried at each place, such as 4.")
+            if self.n > 1:
+                raise UsageError(f"n = {self.n}: contrastive search finds one text. Leave n at 1.")
+            self._check_undrawn("contrastive search", tuple(name for name in _FILTERS if name != "top_k"))
+
+    def _check_beams(self) -> None:
+        if self.contrastive_alpha:
+            raise UsageError("beams and contrastive_alpha are both given: a text is found by one search.")
+        if self.n > self.beams:
+            raise UsageError(f"n = {self.n} is more than beams = {self.beams}: so many texts are not found.")
+        if self.beams % self.beam_groups:
+            raise UsageError(f"beam_groups = {self.beam_groups} does not divide beams = {self.beams}.")
+        if (self.beam_groups > 1) != (self.diversity_penalty > 0.0):
+            raise UsageError(
+                "beam_groups and diversity_penalty belong together: without a penalty all groups find the same texts, "
+                "and a single group has none to differ from. Give both, or neither."
+            )
+
+    def _check_undrawn(self, search: str, filters: Sequence[str]) -> None:
+        """Nothing is given that only means something where tokens are drawn."""
+        if self.temperature not in (0.0, _DEFAULTS["temperature"]):
+            raise UsageError(f"temperature = {self.temperature}: {search} draws nothing. Leave it out, or give 0.")
+        for name in (*filters, "mirostat", "best_of"):
+            if getattr(self, name) != _DEFAULTS[name]:
+                raise UsageError(f"{name} = {getattr(self, name)}: {search} draws nothing. Leave it out.")
+
 
 _FILTERS = ("top_k", "typical_p", "min_p", "top_p", "epsilon_cutoff", "eta_cutoff")
 _DEFAULTS = {each.name: each.default for each in fields(SamplingParams)}
@@ -232,60 +309,14 @@ _NUMBERS: dict[str, tuple[_Test, str]] = {
     "mirostat_tau": _POSITIVE,
     "mirostat_eta": _POSITIVE,
     "repetition_penalty": _POSITIVE,
+    "length_penalty": (lambda value: abs(value) <= 10.0, "between -10 and 10"),
+    "diversity_penalty": (lambda value: value >= 0.0, "0 or more"),
+    "contrastive_alpha": (lambda value: 0.0 <= value <= 1.0, "at least 0 and at most 1"),
 }
 _COUNTS = {
     "max_tokens": 1, "top_k": 1, "n": 1, "best_of": 1, "min_tokens": 0, "no_repeat_ngram": 0, "logprobs": 0,
-    "prompt_logprobs": 0,
+    "prompt_logprobs": 0, "beams": 1, "beam_groups": 1,
 }  # fmt: skip
-
-
-def _check_number(name: str, value: Any) -> float:
-    try:
-        if isinstance(value, bool | str):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{name} = {value!r} must be a number.") from None
-    if not math.isfinite(number):
-        raise UsageError(f"{name} = {value} must be a finite number.")
-    return number
-
-
-def _whole(name: str, value: Any) -> int:
-    if type(value) is int:
-        return value
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise UsageError(f"{name} = {value!r} must be a whole number.") from None
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if value is None and _DEFAULTS[name] is None:
-        return
-    if _whole(name, value) < least:
-        raise UsageError(f"{name} = {value} must be at least {least}.")
-
-
-def _listed(name: str, values: Any) -> tuple[Any, ...]:
-    try:
-        if isinstance(values, str):
-            raise TypeError
-        return tuple(values)
-    except TypeError:
-        raise UsageError(f"{name} = {values!r} must be a list.") from None
-
-
-def _ids(name: str, values: Any) -> tuple[int, ...]:
-    """Token ids as plain ints, each at least 0."""
-    if values == ():
-        return ()
-    found = tuple(_whole(f"{name}: the token id", value) for value in _listed(name, values))
-    if found and min(found) < 0:
-        raise UsageError(f"{name}: the token id {min(found)} must be at least 0.")
-    return found
 
 
 def candidates(logits_V: Tensor, params: SamplingParams, mu: float | None = None) -> Candidates:

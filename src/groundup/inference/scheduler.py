@@ -18,7 +18,8 @@ from groundup.inference.requests import Text, window_start
 from groundup.runtime import GroundupError
 
 PATIENCE = 2.0  # a step in which others are continued takes at most about this many times as long for reading prompts
-FEWEST_READ = 8  # tokens of a prompt, however slow they are: it must come to an end
+FIRST_READ = 32  # tokens of a prompt, before anybody knows what they cost
+FEWEST_READ = 2  # tokens of a prompt, however slow they are: it must come to an end
 LATELY = 0.3  # what the last step weighs in the averages
 
 
@@ -64,7 +65,7 @@ class Pace:
         if continued == 0:
             return self.most
         if self.step is None or not self.token:
-            return min(self.most, 4 * FEWEST_READ)
+            return min(self.most, FIRST_READ)
         return max(FEWEST_READ, min(self.most, int((PATIENCE - 1) * self.step / self.token)))
 
 
@@ -111,6 +112,26 @@ class Scheduler:
         text.order = self._arrived
         self.running.append(text)
 
+    def succeed(self, parents: Sequence[Text], children: Sequence[tuple[Text, Text]]) -> None:
+        """Texts take the places of others, with their rank and their blocks.
+
+        Args:
+            parents: all that go.
+            children: each with the parent from which it goes on. Where a parent's blocks have been taken away, its
+                children wait, and are computed again.
+        """
+        first: dict[Text, Held | None] = {}  # what the first child got: the others fork it
+        for parent, child in children:
+            if parent not in first:
+                child.held = first[parent] = parent.held
+                parent.held = None
+            else:
+                held = first[parent]
+                child.held = None if held is None else self.paged.fork(held)
+            (self.waiting if child.held is None else self.running).append(child)
+        for parent in parents:
+            self.remove(parent)
+
     def remove(self, text: Text) -> None:
         """Let go of one that has ended."""
         if text.held is not None:
@@ -121,6 +142,20 @@ class Scheduler:
 
     def plan(self) -> list[Work]:
         """What is computed in the next step; the cache has room for it."""
+        while not (works := self._planned()) and self._make_way():
+            pass
+        return works
+
+    def _make_way(self) -> bool:
+        """Where nothing can be computed, take the blocks of a text that waits for others of its search: what came out
+        of the model for it is kept, and they may be what has no room.
+        """
+        idle = [text for text in self.running if text.waits]
+        if idle:
+            self._preempt(idle[-1])
+        return bool(idle)
+
+    def _planned(self) -> list[Work]:
         self.running.sort(key=lambda text: text.rank)
         for text in self.running:
             self._slide(text)
@@ -186,13 +221,13 @@ class Scheduler:
         """Let those that wait run, in their order, while there is room for what they have to read, and a block more for
         each that runs already.
         """
-        for text in sorted(self.waiting, key=lambda text: text.rank):
+        for text in sorted((text for text in self.waiting if not text.waits), key=lambda text: text.rank):
             if len(self.running) >= self.max_sequences and not self._displace(text):
                 break
             text.start = window_start(len(text.tokens), self.context)
             tokens = text.tokens[text.start :]
             text.regime = self.regime(len(tokens))
-            reuse = self.reuse and text.request.params.prompt_logprobs is None
+            reuse = self.reuse and not text.request.params.reads_prompt
             held, computed = self.paged.match(tokens, text.request.tenant) if reuse else (self.paged.open(), 0)
             first = min(computed + self.step_tokens, len(tokens))
             while not (fits := self._fits(held, computed, first, len(tokens))) and self._displace(text):
@@ -230,7 +265,8 @@ class Scheduler:
 
     def _read(self, left: int, planned: list[Text]) -> list[Work]:
         """Pieces of the prompts that are being read."""
-        reading = sorted((text for text in self.running if text not in planned), key=lambda text: text.rank)
+        reading = [text for text in self.running if text not in planned and not text.waits]
+        reading.sort(key=lambda text: text.rank)
         share = self._on_grid(reading, left) if self.grid else self._shared(reading, left)
         works: list[Work] = []
         for text, count in share.items():

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.inference import kernels as k
+from groundup.inference.lanes import AMX, KEYS
 from groundup.inference.small_program import CHUNK_ROWS, KINDS, Program, aligned
 from groundup.model import Transformer
 from groundup.model.attention import Attention
@@ -79,7 +80,14 @@ class SmallBatch:
         block_size: slots of a block.
         groups: for each layer the number of the group whose blocks it uses; default: layers without a window, then
             those with one.
+
+    Attributes:
+        most: tokens of a step.
+        fast: whether steps of as many tokens are faster than PyTorch's products of hundreds. They are not where the
+            processor multiplies bf16 by tiles (AMX), which PyTorch knows how to use.
     """
+
+    most = MOST
 
     def __init__(
         self, model: Transformer, pages: Sequence[tuple[Tensor, Tensor]], block_size: int,
@@ -88,6 +96,8 @@ class SmallBatch:
         if (why := self.refusal(model)) is not None:
             raise ValueError(f"this model cannot be run by compiled kernels: {why}")
         self._config = model.config
+        quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
+        self.fast = quantized or not (AMX and model.embedding.weight.dtype == torch.bfloat16)
         windows = [model.config.window(layer) for layer in range(model.config.n_layer)]
         kinds = sorted(set(windows), key=lambda window: (window is not None, window or 0))
         groups = [kinds.index(window) for window in windows] if groups is None else groups
@@ -133,7 +143,7 @@ class SmallBatch:
         """What ``Transformer.features`` gives for some tokens, whose keys and values go to the pages.
 
         Args:
-            ids_N: token ids; at most 16, of any sequences. All int64.
+            ids_N: token ids; at most ``most``, of any sequences. All int64.
             positions_N: the place of each in its own text. It sees that place and those before.
             rows_N: which row of the tables is its sequence's.
             tables: for each group of layers, int32, sequences by blocks: where the blocks of a text lie.
@@ -209,7 +219,7 @@ class SmallBatch:
     def _scratch_size(self) -> int:
         shared = self._config.n_head // self._config.kv_heads
         return (
-            max(2 * MOST * 4 * (CHUNK_ROWS + 2 * k.SPARE), (8 + 4 * shared) * k.PIECE)
+            max(2 * MOST * 4 * (CHUNK_ROWS + 2 * k.SPARE), 8 * (k.PIECE + KEYS) + 4 * shared * k.PIECE)
             + 2 * self._program.head_row
             + 4096
         )

@@ -71,6 +71,7 @@ class Answer:
         tokens: its ids, up to where it was ended.
         finish: why it ended.
         logprobs, alternatives: of each token, where asked for; see :class:`groundup.inference.requests.Completion`.
+        score: by which a beam search has ranked it.
     """
 
     text: str
@@ -78,6 +79,7 @@ class Answer:
     finish: Finish
     logprobs: list[float]
     alternatives: list[Alternatives]
+    score: float | None = None
 
 
 class Generation:
@@ -90,9 +92,15 @@ class Generation:
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, *, continued: bool) -> None:
-        self.request = request
+        self.request, self.tokenizer, self.continued = request, tokenizer, continued
         stop = request.params.stop
+        if stop:
+            request.stopped = self._stopped
         self._streams = {id(one): TextStream(tokenizer, stop, continued=continued) for one in request.completions}
+
+    def _stopped(self, tokens: Sequence[int]) -> bool:
+        text = self.tokenizer.decode(tokens, continued=self.continued)
+        return any(stop in text for stop in self.request.params.stop)
 
     def push(self, event: Event) -> None:
         """Take a token in; a completion that has met a stop text ends, and what was chosen after it is dropped."""
@@ -115,7 +123,12 @@ class Generation:
         """What has become of all completions, when they have ended."""
         return [
             Answer(
-                self._streams[id(one)].finished(), one.tokens, one.finish or "cancelled", one.logprobs, one.alternatives
+                text=self._streams[id(one)].finished(),
+                tokens=one.tokens,
+                finish=one.finish or "cancelled",
+                logprobs=one.logprobs,
+                alternatives=one.alternatives,
+                score=one.score,
             )
             for one in self.request.completions
         ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -88,16 +88,13 @@ def unpack(codes: Tensor, scale: Tensor, zero: Tensor | None, values: Tensor | N
     if group:
         nothing, no_values = np.zeros((0, 0), np.uint8), np.zeros(0, np.float32)
         zeros, numbers = nothing if zero is None else zero.numpy(), no_values if values is None else values.numpy()
-        job = (_int4, codes.numpy(), scale.numpy(), zeros, numbers, group, target)
+        work = partial(_int4, codes.numpy(), scale.numpy(), zeros, numbers, group, target)
     else:
-        job = (_int8, codes.numpy(), scale.numpy(), target)
-    function, *arguments = job
+        work = partial(_int8, codes.numpy(), scale.numpy(), target)
     threads = min(torch.get_num_threads(), max(1, made.numel() // ROWS_ALONE))
     ends = [outputs * number // threads for number in range(threads + 1)]
-    others = [
-        _helpers(torch.get_num_threads()).submit(function, *arguments, begin, end) for begin, end in pairwise(ends[1:])
-    ]
-    function(*arguments, 0, ends[1])
+    others = [_helpers(torch.get_num_threads()).submit(work, begin, end) for begin, end in pairwise(ends[1:])]
+    work(0, ends[1])
     for other in others:
         other.result()
     return made
