@@ -69,7 +69,7 @@ from groundup.runtime.compiled_functions import CalledFunction, call
 PIECE = 64  # positions whose scores are computed together; longer texts are attended to by several threads
 TOGETHER = 16  # tokens of a text that attend to a piece while it is in the cache of a core
 SPARE = 16  # rows that the last tile of a chunk may have too many
-MOST = 64  # tokens
+MOST = 64  # tokens; a multiple of four
 
 # ---- numbers of the state: what is new at each step (the first two have a line of the cache of their own)
 STATE = 96
@@ -269,7 +269,7 @@ def _rows(kind, group, zero, few):
 
     def rows(matrix, row, count, tokens, x, x_stride, result, stride):
         token = 0
-        while tokens - token >= 4:
+        while tokens - token >= 3:  # three are computed as four: the last one's numbers are nobody's
             apart = (count + four - 1) // four | 1
             for i in range(apart):
                 at, to = x + x_stride * token, result + stride * token + 4 * i
@@ -427,7 +427,7 @@ def head_of(state, region, token, norm, source, head, heads, target):
 
 @inner
 def place_of(i, kind):
-    """Where a dimension of a query lies: of bf16 pages, in 32s the even ones first."""
+    """Where a dimension of mixed values lies: of bf16 pages, in 32s the even ones first."""
     return i if kind == FLOAT32 else i // 32 * 32 + i % 2 * 16 + i % 32 // 2
 
 
@@ -443,7 +443,10 @@ def heads_of_group(state, region, item, scratch):
         head_of(state, region, token, region + 8 * QUERY_NORM, queries, head, groups * shared, scratch)
         target = packed + (token * groups * shared + head) * packed_head
         for i in range(width):
-            set_real(target + 4 * place_of(i, kind), real(scratch + 4 * i))
+            if kind == FLOAT32:
+                set_real(target + 4 * i, real(scratch + 4 * i))
+            else:
+                set_bf16(target + 2 * i, real(scratch + 4 * i))
     row = number(region + 8 * KEY_ROW) * token
     head_of(state, region, token, region + 8 * KEY_NORM, number(region + 8 * NEW_KEYS) + row, group, groups, scratch)
     at = slot_of(state, region, token, number(number(state + 8 * POSITIONS) + 8 * token)) * groups + group

@@ -528,7 +528,7 @@ def score_keys(typing_context, kind, query, keys, places, width, result):
     """Products of a query with 16 keys, float32, to ``result``.
 
     Args:
-        query: address of its float32, zeros behind; of bf16 keys in 32s, those of even places first.
+        query: its address: as float32 or bf16 as the keys are, zeros behind.
         keys, places: a key lies so many bytes behind ``keys``, int64 each.
         width: bytes of a key.
     """
@@ -541,12 +541,10 @@ def score_keys(typing_context, kind, query, keys, places, width, result):
         totals = [w.variable(_floats, w.all(_floats, 0.0)) for _ in range(KEYS)]
 
         def part(at, rest):
-            begin = builder.add(query, builder.mul(at, _long(1 + half)))
-            q = [w.load(_floats, begin, 64 * i) for i in range(1 + half)]
+            q = w.load(_ints if half else _floats, builder.add(query, at))
             for address, place in zip(addresses, totals, strict=True):
-                key = _part(w, kind.literal_value, builder.add(address, at), 64, rest)
-                for a, b in zip(q, w.bf16_pairs(key) if half else [key], strict=True):
-                    builder.store(w.fma(a, b, builder.load(place)), place)
+                key, total = _part(w, kind.literal_value, builder.add(address, at), 64, rest), builder.load(place)
+                builder.store(w.dot_bf16(total, q, key) if half else w.fma(q, key, total), place)
 
         _each_part(w, width, part)
         for i, found in enumerate(w.sums([builder.load(place) for place in totals])):
@@ -558,7 +556,9 @@ def score_keys(typing_context, kind, query, keys, places, width, result):
 
 @intrinsic(prefer_literal=True)
 def mix_values(typing_context, kind, heads, weights, stride, values_at, places, count, width, result, result_stride):
-    """Sums of values times weights for some heads that share them, float32 as queries lie, to ``result``.
+    """Sums of values times weights for some heads that share them, to ``result``.
+
+    Float32; of bf16 values in 32s, those of even places first.
 
     Args:
         weights, stride: a float32 per key, ``stride`` bytes between heads.

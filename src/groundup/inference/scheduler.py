@@ -17,7 +17,7 @@ from groundup.inference.paged import Held, PagedCache
 from groundup.inference.requests import Text, window_start
 from groundup.runtime import GroundupError
 
-PATIENCE = 2.0  # a step in which others are continued takes at most about this many times as long for reading prompts
+PATIENCE = 1.6  # a step in which others are continued takes at most about this many times as long for reading prompts
 FIRST_READ = 32  # tokens of a prompt, before anybody knows what they cost
 FEWEST_READ = 2  # tokens of a prompt, however slow they are: it must come to an end
 LATELY = 0.3  # what the last step weighs in the averages
