@@ -399,6 +399,8 @@ def test_how_much_is_read_follows_what_reading_costs() -> None:
     assert 90 <= pace.reading(3) <= 101  # a step of 20 ms: as long again as it takes without
     for _ in range(30):
         pace.note(3, 50, 0.010 + 50 * 0.01)
+    assert pace.reading(3) == 0  # how long a step takes without has not been seen for a while
+    pace.note(3, 0, 0.010)
     assert pace.reading(3) == 2  # however slow: it comes to an end
     assert pace.reading(0) == 512
 

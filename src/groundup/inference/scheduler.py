@@ -17,9 +17,10 @@ from groundup.inference.paged import Held, PagedCache
 from groundup.inference.requests import Text, window_start
 from groundup.runtime import GroundupError
 
-PATIENCE = 1.6  # a step in which others are continued takes at most about this many times as long for reading prompts
+PATIENCE = 2.0  # a step in which others are continued takes at most about this many times as long for reading prompts
 FIRST_READ = 32  # tokens of a prompt, before anybody knows what they cost
 FEWEST_READ = 2  # tokens of a prompt, however slow they are: it must come to an end
+REFRESH = 16  # steps in which something is read, before one without: texts grow, and so does what they take themselves
 LATELY = 0.3  # what the last step weighs in the averages
 
 
@@ -47,9 +48,11 @@ class Pace:
         self.most = most
         self.step: float | None = None  # seconds of a step in which nothing is read
         self.token: float | None = None  # seconds that one token of a prompt adds
+        self._since = 0  # steps since one in which nothing was read
 
     def note(self, continued: int, read: int, seconds: float) -> None:
         """A step was made."""
+        self._since = 0 if read == 0 else self._since + 1
         if read == 0:
             self.step = self._mean(self.step, seconds)
         elif continued == 0 or self.step is not None:
@@ -64,6 +67,8 @@ class Pace:
         """Tokens of prompts that may be read in a step with so many sequences that are continued."""
         if continued == 0:
             return self.most
+        if self._since >= REFRESH:
+            return 0
         if self.step is None or not self.token:
             return min(self.most, FIRST_READ)
         return max(FEWEST_READ, min(self.most, int((PATIENCE - 1) * self.step / self.token)))
