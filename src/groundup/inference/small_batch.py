@@ -126,6 +126,8 @@ class SmallBatch:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.device.type != "cpu":
                 return f"{name} is on {tensor.device}"
+            if type(tensor.data) is not Tensor:  # shared out among processes: what it holds here is a part
+                return f"{name} is a {type(tensor.data).__name__}"
         for block in model.blocks:
             attention, feed_forward = block.attention, block.feed_forward
             if type(attention) is not Attention or type(feed_forward) not in (MLP, GatedMLP):
