@@ -22,7 +22,7 @@ import transformers
 from attention_jobs import Job, serve
 
 from groundup.inference import Engine, EngineSettings, Request, SamplingParams
-from groundup.inference.speed import memory_bandwidth, weights_read
+from groundup.inference.speed import memory_bandwidth, time_decoding, weights_read
 from groundup.model import load_model
 from groundup.model.parts import cache_bytes
 
@@ -55,18 +55,10 @@ def our_decoding(job: Job) -> Job:
     engine = Engine(our_model(job), settings=EngineSettings(prefix_cache=False))
     for new in (8, job["new"]):  # the first time compiles, and touches memory
         requests = [Request(prompt, wanted(new)) for prompt in prompts_of(job)]
-        for request in requests:
-            engine.add(request)
-        started = time.perf_counter()
-        while not all(request.tokens for request in requests):
-            engine.step()
-        read, ends = time.perf_counter(), []
-        while engine.busy:
-            engine.step()
-            ends.append(time.perf_counter())
+        ends = time_decoding(engine, requests)
     produced = sum(len(request.tokens) - 1 for request in requests)
-    decode = (ends[-1] - read) / produced if produced else 0.0
-    found = {"read": read - started, "decode": decode, "tokens": [request.tokens for request in requests]}
+    decode = (ends[-1] - ends[0]) / produced if produced else 0.0
+    found = {"read": ends[0], "decode": decode, "tokens": [request.tokens for request in requests]}
     if not produced:
         return found
     length = job["prompt"] + job["new"] // 2

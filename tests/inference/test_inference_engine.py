@@ -16,7 +16,6 @@ from torch import Tensor
 
 from groundup.inference import Engine, EngineSettings, LanguageModel, PromptLookup, Request, SamplingParams
 from groundup.inference.drafts import PromptLookup as Lookup
-from groundup.inference.scheduler import Pace
 from groundup.model import ModelConfig, Transformer
 from groundup.runtime import GroundupError, UsageError
 
@@ -387,22 +386,6 @@ def test_a_long_prompt_is_read_beside_those_that_are_answered(model: Transformer
     assert long.tokens == []
     finish(engine)
     assert len(long.tokens) == 9
-
-
-def test_how_much_is_read_follows_what_reading_costs() -> None:
-    pace = Pace(512)
-    assert pace.reading(0) == 512  # nobody is held up
-    assert pace.reading(3) == 32  # nothing is known yet
-    for _ in range(20):
-        pace.note(3, 0, 0.010)
-        pace.note(3, 50, 0.010 + 50 * 0.0001)
-    assert 90 <= pace.reading(3) <= 101  # a step of 20 ms: as long again as it takes without
-    for _ in range(30):
-        pace.note(3, 50, 0.010 + 50 * 0.01)
-    assert pace.reading(3) == 0  # how long a step takes without has not been seen for a while
-    pace.note(3, 0, 0.010)
-    assert pace.reading(3) == 2  # however slow: it comes to an end
-    assert pace.reading(0) == 512
 
 
 # ---- guessing

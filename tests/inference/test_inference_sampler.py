@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from groundup.inference.sampler import Choice, SamplerState, distribution, prompt_logprobs, sample
 from groundup.inference.sampling import SamplingParams, choose, probabilities
-from groundup.inference.truncation import Candidates
+from groundup.inference.truncation import Candidates, as_surprising
 from groundup.runtime import GroundupError, UsageError
 
 V = 31
@@ -210,7 +210,8 @@ def test_a_grammar_that_allows_all_changes_nothing() -> None:
 
 KINDS: list[dict[str, Any]] = [
     {"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"typical_p": 0.8},
-    {"epsilon_cutoff": 0.01}, {"eta_cutoff": 0.02}, {"mirostat": 2, "mirostat_tau": 2.0}, {"repetition_penalty": 1.4},
+    {"epsilon_cutoff": 0.01}, {"eta_cutoff": 0.02}, {"mirostat": 2, "mirostat_tau": 2.0},
+    {"mirostat": 1, "mirostat_tau": 2.0}, {"repetition_penalty": 1.4},
     {"presence_penalty": 0.5, "frequency_penalty": 0.3}, {"no_repeat_ngram": 2, "temperature": 0.0},
     {"logit_bias": {3: 2.0}, "top_k": 40, "top_p": 0.95}, {"bad_tokens": ((3,), (4, 5))}, {"logprobs": 3},
     {"allowed_tokens": tuple(range(0, 30, 2))}, {"logprobs": 0, "temperature": 0.0},
@@ -362,12 +363,13 @@ def test_what_is_impossible_is_not_drawn_at_the_edges(
 # ---- mirostat
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("tau", [3.5, 5.0])
-def test_mirostat_keeps_the_mean_surprise_near_tau(tau: float) -> None:
+def test_mirostat_keeps_the_mean_surprise_near_tau(tau: float, version: Literal[1, 2]) -> None:
     """On Zipf's distribution, whose own mean surprise is 7.5 bits and whose least is 2.9."""
     p = 1.0 / torch.arange(1.0, 998.0)
     logits, p = p.log(), p / p.sum()
-    made = state(vocab_size=997, temperature=1.0, mirostat=2, mirostat_tau=tau, seed=3)
+    made = state(vocab_size=997, temperature=1.0, mirostat=version, mirostat_tau=tau, seed=3)
     surprises = []
     for _ in range(1500):
         token = token_of(sample(logits[None], [made])[0])
@@ -396,6 +398,31 @@ def test_mirostat_is_its_definition(taken: list[int], temperature: float) -> Non
             distribution(logits_for(step), made)
         made.observe(token)
         mu -= 0.4 * (-math.log2(p[token]) - 2.3)
+
+
+@pytest.mark.parametrize("exponent", [0.6, 1.0, 1.7])
+@pytest.mark.parametrize("surprise", [0.5, 3.0, 6.0, 40.0])
+def test_mirostats_first_version_keeps_as_many_as_zipfs_law_would_have_it(exponent: float, surprise: float) -> None:
+    """Basu et al. 2020, Theorem 2: with k of N Zipfian tokens the surprise is log2(k^s (1 - N^-e) / e), e = s - 1."""
+    size = 2000
+    p = np.arange(1.0, size + 1) ** -exponent
+    p = (p / p.sum()).astype(np.float32)
+    kept = len(as_surprising(np.random.default_rng(0).permutation(p), surprise))
+    e = exponent - 1
+
+    def bits(k: float) -> float:
+        return exponent * math.log2(k) + (math.log2((1 - size**-e) / e) if e else math.log2(math.log(size)))
+
+    assert kept == 1 or bits(kept - 0.6) <= surprise
+    assert kept == size or bits(kept + 0.6) >= surprise
+
+
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [([1.0], {0}), ([0.0, 1.0, 0.0], {1}), ([0.25] * 4, {0, 1, 2, 3}), ([0.5, 0.5, 0.0], {0, 1, 2})],
+)
+def test_mirostats_first_version_where_no_law_can_be_seen(p: list[float], kept: set[int]) -> None:
+    assert set(as_surprising(np.array(p, np.float32), 1.0).tolist()) == kept
 
 
 # ---- log-probabilities

@@ -230,6 +230,7 @@ def test_very_small_and_very_large_logits_and_temperatures() -> None:
 DRAWN: list[dict[str, Any]] = [
     {}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.2}, {"temperature": 2.0}, {"typical_p": 0.7}, {"eta_cutoff": 0.3},
     {"epsilon_cutoff": 0.05}, {"top_k": 7, "top_p": 0.9, "min_p": 0.05}, {"mirostat": 2, "mirostat_tau": 1.6},
+    {"mirostat": 1, "mirostat_tau": 1.6},
 ]  # fmt: skip
 
 
@@ -293,7 +294,7 @@ def test_no_possible_token_is_an_error() -> None:
         ({"typical_p": 0.0}, r"typical_p = 0\.0 must be above 0 and at most 1"),
         ({"epsilon_cutoff": 1.0}, r"epsilon_cutoff = 1\.0 must be at least 0 and below 1"),
         ({"eta_cutoff": -0.1}, r"eta_cutoff = -0\.1 must be at least 0 and below 1"),
-        ({"mirostat": 1}, r"mirostat = 1 must be 0 \(off\) or 2"),
+        ({"mirostat": 3}, r"mirostat = 3 must be 0 \(off\), 1 or 2"),
         ({"mirostat": False}, "mirostat = False must be 0"),
         ({"mirostat": 2, "mirostat_tau": 0.0}, r"mirostat_tau = 0\.0 must be above 0"),
         ({"mirostat_eta": math.nan}, "mirostat_eta = nan must be a finite number"),
@@ -316,6 +317,7 @@ def test_no_possible_token_is_an_error() -> None:
         ({"prompt_logprobs": -1}, "prompt_logprobs = -1 must be at least 0"),
         ({"n": 0}, "n = 0 must be at least 1"),
         ({"n": 3, "best_of": 2}, "best_of = 2 is less than n = 3"),
+        ({"mirostat": 1, "top_k": 5}, "mirostat = 1 takes the place of all filters: leave top_k at None"),
         ({"mirostat": 2, "top_k": 5}, "mirostat = 2 takes the place of all filters: leave top_k at None"),
         ({"mirostat": 2, "top_p": 0.9}, r"leave top_p at 1\.0"),
         ({"mirostat": 2, "min_p": 0.1}, r"leave min_p at 0\.0"),

@@ -2,13 +2,13 @@
 
 Read in this order: truncation.py, checks.py (what a value must be), sampling.py, penalties.py and sampler.py (from
 logits to a token), constraints.py over constraint_trial.py (answers that follow a schema, an expression or a grammar),
-blocks.py and paged.py (where keys and values lie), requests.py (what is asked, and what comes of it), scheduler.py (who
-is computed next), runner.py (the model's forward pass over many texts), small_batch.py over small_program.py,
-kernels.py and lanes.py (the same on a CPU, compiled), graphs.py (the same on a GPU, recorded), drafts.py (guessing
-several tokens), search.py (beam, diverse and contrastive search), decoder.py (what is done with logits), engine.py (all
-of them together), speed.py (how fast they are), text.py (tokens become text), language_model.py (model, tokenizer and
-engine behind one name), batch.py (a file of prompts), inspection.py (looking inside), models.py (how a run, a
-checkpoint, a folder or a model of the hub is found, and what is kept of the hub).
+blocks.py and paged.py (where keys and values lie), requests.py (what is asked, and what comes of it), scheduler.py
+(who is computed next), runner.py (the model's forward pass over many texts), small_batch.py over small_program.py,
+kernels.py, lanes.py and attention_lanes.py (the same on a CPU, compiled), graphs.py (the same on a GPU, recorded),
+drafts.py (guessing several tokens), search.py (beam, diverse and contrastive search), decoder.py (what is done with
+logits), engine.py (all of them together), speed.py (how fast they are), text.py (tokens become text),
+language_model.py (model, tokenizer and engine behind one name), batch.py (a file of prompts), inspection.py (looking
+inside), models.py (how a run, a checkpoint, a folder or a model of the hub is found, and what is kept of the hub).
 
 This room never trains, and knows nothing of HTTP or terminals.
 """

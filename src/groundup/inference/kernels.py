@@ -24,15 +24,16 @@ from functools import cache
 
 import numpy as np
 
+from groundup.inference.attention_lanes import KEYS, PIECE, line_up, mix_values, score_keys, turn_keys
 from groundup.inference.lanes import (
     BFLOAT16,
     FLOAT32,
     HEADER,
     INT4,
     INT8,
-    KEYS,
     WIDE,
     add_shared,
+    ask_for,
     called,
     fma,
     give_way,
@@ -41,7 +42,6 @@ from groundup.inference.lanes import (
     least,
     load,
     magnitude,
-    mix_values,
     most,
     multiply,
     number,
@@ -53,7 +53,6 @@ from groundup.inference.lanes import (
     read_shared,
     real,
     real_bf16,
-    score_keys,
     set_bf16,
     set_number,
     set_real,
@@ -66,14 +65,17 @@ from groundup.inference.lanes import (
 )  # fmt: skip
 from groundup.runtime.compiled_functions import CalledFunction, call
 
-PIECE = 64  # positions whose scores are computed together; longer texts are attended to by several threads
 TOGETHER = 16  # tokens of a text that attend to a piece while it is in the cache of a core
 SPARE = 16  # rows that the last tile of a chunk may have too many
 MOST = 64  # tokens; a multiple of four
 
 # ---- numbers of the state: what is new at each step (the first two have a line of the cache of their own)
 STATE = 96
-OPEN, INSIDE, COUNTERS, PROGRAM, REGIONS, TOKENS, IDS, POSITIONS, ROWS_OF, ROPE_AT, PARTS = 0, 8, *range(16, 25)
+OPEN, INSIDE, COUNTERS, PROGRAM, REGIONS, TOKENS, IDS, POSITIONS, ROWS_OF, ROPE_AT, PARTS, THREADS = (
+    0,
+    8,
+    *range(16, 26),
+)
 TABLES, TURNS = 32, 64  # for each group: address and row's size of its tables; for each rotation: cosines and sines
 
 # ---- numbers of a region
@@ -425,12 +427,6 @@ def head_of(state, region, token, norm, source, head, heads, target):
     turn(state, region, token, target)
 
 
-@inner
-def place_of(i, kind):
-    """Where a dimension of mixed values lies: of bf16 pages, in 32s the even ones first."""
-    return i if kind == FLOAT32 else i // 32 * 32 + i % 2 * 16 + i % 32 // 2
-
-
 @called
 def heads_of_group(state, region, item, scratch):
     """The queries of a token that share a key, and that key and its value, which go to their pages."""
@@ -514,119 +510,221 @@ def attention_items(state, region):
 
 @inner
 def seen_of(state, region, token, piece):
-    """The first position of a piece that a token sees, and how many; none where it sees nothing of it."""
-    begin = max(pieces_of(state, region, token)[0], piece * PIECE)
-    end = min(number(number(state + 8 * POSITIONS) + 8 * token) + 1, (piece + 1) * PIECE)
-    return begin, max(0, end - begin)
+    """The first and the last position of a piece that a token sees, counted from the piece's first."""
+    begin, end = pieces_of(state, region, token)[0], number(number(state + 8 * POSITIONS) + 8 * token) + 1
+    return max(begin - piece * PIECE, 0), min(end - piece * PIECE, PIECE)
 
 
 @inner
-def locate(state, region, token, begin, count, row, places):
-    """Where the keys of some positions lie, counted from the beginning of the pages; the last one's is repeated.
+def locate(state, region, token, start, first, last, row, places):
+    """Where the keys of a piece lie, counted from the beginning of the pages; before the first and behind the last one,
+    these again.
 
     Keys and values are read once in the order in which they lie: processors guess what comes next from that, not from
     one head's part of each position.
     """
-    block, position, done = number(region + 8 * BLOCK), begin, 0
-    while done < count:
-        at = slot_of(state, region, token, position) * row
-        run = min(block - position % block, count - done)
+    block, done = number(region + 8 * BLOCK), first
+    while done < last:
+        at = slot_of(state, region, token, start + done) * row
+        run = min(block - (start + done) % block, last - done)
         for i in range(run):
             set_number(places + 8 * (done + i), at + i * row)
         done += run
-        position += run
-    for i in range(count, count + KEYS):
-        set_number(places + 8 * i, number(places + 8 * (count - 1)))
+    for i in range(first // KEYS * KEYS, first):
+        set_number(places + 8 * i, number(places + 8 * first))
+    for i in range(last, (last + KEYS - 1) // KEYS * KEYS):
+        set_number(places + 8 * i, number(places + 8 * (last - 1)))
     for pages in (number(region + 8 * PAGE_KEYS), number(region + 8 * PAGE_VALUES)):
-        for i in range(count):
+        for i in range(first, last):
             at = pages + number(places + 8 * i)
             for byte in range(0, row, 64):
                 touch(at + byte)
 
 
 @inner
-def soften(row, count, padded, scale, cap, part):
-    """Scores to exp(score - highest), in place; the highest and the sum to ``part``."""
-    for i in range(0, padded, 16):
+def foresee(state, region, item, row, found):
+    """Where the keys and values lie of the piece that this thread will have next, most likely: how many stretches."""
+    if item >= attention_items(state, region):
+        return 0
+    token, end, _, piece = found_item(state, region, item)
+    block, last = number(region + 8 * BLOCK), number(number(state + 8 * POSITIONS) + 8 * (end - 1))
+    start = max(pieces_of(state, region, token)[0], piece * PIECE) // block
+    count = min(last, (piece + 1) * PIECE - 1) // block - start + 1
+    for i in range(count):
+        at = slot_of(state, region, token, (start + i) * block) * row
+        set_number(found + 16 * i, number(region + 8 * PAGE_KEYS) + at)
+        set_number(found + 16 * i + 8, number(region + 8 * PAGE_VALUES) + at)
+    return 2 * count
+
+
+@inner
+def ask(places, count, size, asked, share):
+    """Ask for the next lines of the cache of some stretches of memory, and give how many have been asked for.
+
+    They come while this thread computes: without, memory and arithmetic take turns.
+    """
+    lines = size // 64
+    end = min(asked + share, count * lines)
+    while asked < end:
+        which = asked // lines
+        at, line = number(places + 8 * which), asked % lines
+        stop = min(lines, line + end - asked)
+        asked += stop - line
+        for i in range(line, stop):
+            ask_for(at + 64 * i)
+    return asked
+
+
+@inner
+def soften(kind, row, low, first, last, high, scale, cap, part):
+    """Scores from ``first`` to ``last`` to exp(score - highest), in place, in the form of weights; zeros around them
+    from ``low`` to ``high``. The highest and the sum to ``part``.
+    """
+    for i in range(low, high, 16):
         x = load(row + 4 * i) * splat(scale)
         store(row + 4 * i, capped(x, cap) if cap > 0 else x)
-    for i in range(count, padded):
-        set_real(row + 4 * i, np.float32(-np.inf))
+    for begin, end in ((low, first), (last, high)):
+        for i in range(begin, end):
+            set_real(row + 4 * i, np.float32(-np.inf))
     best = splat(np.float32(-np.inf))
-    for i in range(0, padded, 16):
+    for i in range(low, high, 16):
         best = most(load(row + 4 * i), best)
     middle, sums = highest(best), splat(0.0)
-    for i in range(0, padded, 16):
-        x = exp(load(row + 4 * i) - splat(middle))
-        store(row + 4 * i, x)
-    for i in range(count, padded):
-        set_real(row + 4 * i, np.float32(0.0))
-    for i in range(0, padded, 16):
+    for i in range(low, high, 16):
+        store(row + 4 * i, exp(load(row + 4 * i) - splat(middle)))
+    for begin, end in ((low, first), (last, high)):
+        for i in range(begin, end):
+            set_real(row + 4 * i, np.float32(0.0))
+    for i in range(low, high, 16):
         sums = sums + load(row + 4 * i)
     set_real(part, middle)
     set_real(part + 4, total(sums))
+    if kind == BFLOAT16:
+        for i in range(low // 32 * 32, high, 32):
+            pack_bf16(row + 4 * i, row + 2 * i)
+
+
+def _tile(kind, count):
+    pair = 2 if kind == BFLOAT16 else 1
+
+    def tile(region, table, most, group, turned, turned_rows, values, low, high, scores):
+        """Some queries and a piece of keys and values that they share.
+
+        Args:
+            table, most: for each query the addresses of its first head and of what is computed for that, and the first
+                and the last position that it sees: four numbers, ``most`` numbers from each other.
+            group: of heads.
+            turned, turned_rows, values: keys and values as attention_lanes.py has them.
+            low, high: the positions that any query sees, in whole sixteens.
+            scores: memory.
+        """
+        packed_head, shared = number(region + 8 * PACKED_HEAD), number(region + 8 * SHARED)
+        offset = group * shared * (64 + packed_head)
+        for i in range(low // 64 * 64, high, 64):
+            query = group * shared * packed_head
+            score_keys(kind, count, table, query, turned + 4 * i, turned_rows, scores + 4 * i)
+        parts, first, last = table + 8 * most, table + 16 * most, table + 24 * most
+        scale, cap = real(region + 8 * SCORE_SCALE), real(region + 8 * CAP)
+        for i in range(count):
+            begin, end, part = number(first + 8 * i), number(last + 8 * i), number(parts + 8 * i) + offset
+            soften(kind, scores + 4 * PIECE * i, low, begin, end, high, scale, cap, part)
+        begin, end, row, at = low // pair, high // pair, packed_head, 0
+        while at + 256 <= packed_head:
+            mix_values(kind, count, 4, scores, values + at, row, begin, end, parts, offset + 64 + at)
+            at += 256
+        if at < packed_head:
+            mix_values(kind, count, 2, scores, values + at, row, begin, end, parts, offset + 64 + at)
+
+    return inner(tile)
+
+
+@inner
+def found_item(state, region, item):
+    """What an item of attention is: the first of its tokens and the one behind them, all parts before, a piece."""
+    token, before, end = 0, 0, together(state, 0)
+    low, count = pieces_together(state, region, 0, end)
+    while item >= count:
+        item -= count
+        for other in range(token, end):
+            before += pieces_of(state, region, other)[2]
+        token, end = end, together(state, end)
+        low, count = pieces_together(state, region, token, end)
+    return token, end, before, low + item
+
+
+@inner
+def queries_of(state, region, token, end, before, piece, table, most_queries):
+    """Write the table of a tile: all queries of a run that see something of a piece.
+
+    Returns:
+        How many there are, and the first and the last position that any sees, counted from the piece's first.
+    """
+    shared, packed_head = number(region + 8 * SHARED), number(region + 8 * PACKED_HEAD)
+    heads = number(region + 8 * GROUPS) * shared
+    low, high, queries = PIECE, 0, 0
+    for other in range(token, end):
+        first, last = seen_of(state, region, other, piece)
+        own_piece, count = pieces_of(state, region, other)[1:]
+        if first < last:
+            low, high = min(low, first), max(high, last)
+            query = number(region + 8 * PACKED) + other * heads * packed_head
+            part = number(state + 8 * PARTS) + (before + piece - own_piece) * heads * (64 + packed_head)
+            for i in range(shared):
+                at = table + 8 * (queries + i)
+                set_number(at, query + i * packed_head)
+                set_number(at + 8 * most_queries, part + i * (64 + packed_head))
+                set_number(at + 16 * most_queries, first)
+                set_number(at + 24 * most_queries, last)
+            queries += shared
+        before += count
+    return queries, low, high
 
 
 def _attend(kind):
+    one, two, three, four = (_tile(kind, count) for count in range(1, 5))
+    size, pair = (2, 2) if kind == BFLOAT16 else (4, 1)
+
     def attend(state, region, item, scratch):
         """A piece of the keys of a text, and the queries of a run of its tokens: sums that :func:`merge` puts together.
 
         To the region's parts, for each token, piece and head: the highest score, the sum of exp(score - highest), and
         the same sum with values.
         """
-        groups, shared, width = number(region + 8 * GROUPS), number(region + 8 * SHARED), number(region + 8 * HEAD)
-        token, before, end = 0, 0, together(state, 0)
-        low, count = pieces_together(state, region, 0, end)
-        while item >= count:
-            item -= count
-            for other in range(token, end):
-                before += pieces_of(state, region, other)[2]
-            token, end = end, together(state, end)
-            low, count = pieces_together(state, region, token, end)
-        piece = low + item
-        begin, last = (piece + 1) * PIECE, 0
-        for other in range(token, end):
-            own, seen = seen_of(state, region, other, piece)
-            if seen:
-                begin, last = min(begin, own), max(last, own + seen)
-        if last == 0:
+        groups, width = number(region + 8 * GROUPS), size * number(region + 8 * HEAD)
+        packed_head, most = number(region + 8 * PACKED_HEAD), TOGETHER * number(region + 8 * SHARED)
+        places, scores, table = scratch, scratch + 8 * PIECE, scratch + 24 * PIECE
+        turned = table + 32 * most
+        values = turned + packed_head * PIECE
+        ahead = values + packed_head * PIECE
+        row, rows = groups * width, (width + 63) // 64 * 16
+
+        token, end, before, piece = found_item(state, region, item)
+        queries, low, high = queries_of(state, region, token, end, before, piece, table, most)
+        if queries == 0:  # tokens of a text that lie further apart than they see: nobody sees what is between
             return 0
-        width *= 4 if kind == FLOAT32 else 2
-        locate(state, region, token, begin, last - begin, groups * width, scratch)
-        packed_head, scores, heads = number(region + 8 * PACKED_HEAD), scratch + 8 * (PIECE + KEYS), groups * shared
-        part_row = 64 + packed_head
+        locate(state, region, token, piece * PIECE, low, high, row, places)
+        low, high = low // KEYS * KEYS, (high + KEYS - 1) // KEYS * KEYS
+        stretch, asked = number(region + 8 * BLOCK) * row, 0
+        stretches = foresee(state, region, item + number(state + 8 * THREADS), row, ahead)
+        times = groups * (high - low) // KEYS
+        share = (stretches * stretch // 64 + times - 1) // times
         for group in range(groups):
-            keys, values = (
-                number(region + 8 * PAGE_KEYS) + group * width,
-                number(region + 8 * PAGE_VALUES) + group * width,
-            )
-            part = before
-            for other in range(token, end):
-                own, seen = seen_of(state, region, other, piece)
-                low, count = pieces_of(state, region, other)[1:]
-                places, padded = scratch + 8 * (own - begin), (seen + KEYS - 1) // KEYS * KEYS
-                query = number(region + 8 * PACKED) + (other * heads + group * shared) * packed_head
-                to = number(state + 8 * PARTS) + ((part + piece - low) * heads + group * shared) * part_row
-                part += count
-                if seen == 0:
-                    continue
-                for i in range(shared):
-                    row = scores + 4 * PIECE * i
-                    for j in range(0, padded, KEYS):
-                        score_keys(kind, query + i * packed_head, keys, places + 8 * j, width, row + 4 * j)
-                    soften(row, seen, padded, real(region + 8 * SCORE_SCALE), real(region + 8 * CAP), to + i * part_row)
-                i = 0
-                while i < shared:
-                    row, mixed = scores + 4 * PIECE * i, to + i * part_row + 64
-                    if shared - i >= 4:
-                        mix_values(kind, 4, row, 4 * PIECE, values, places, padded, width, mixed, part_row)
-                        i += 4
-                    elif shared - i >= 2:
-                        mix_values(kind, 2, row, 4 * PIECE, values, places, padded, width, mixed, part_row)
-                        i += 2
-                    else:
-                        mix_values(kind, 1, row, 4 * PIECE, values, places, padded, width, mixed, part_row)
-                        i += 1
+            keys, own = number(region + 8 * PAGE_KEYS) + group * width, number(region + 8 * PAGE_VALUES) + group * width
+            for i in range(low, high, KEYS):
+                turn_keys(keys, places + 8 * i, width, turned + 4 * i)
+                asked = ask(ahead, stretches, stretch, asked, share)
+            for i in range(low, high, pair):
+                line_up(kind, own, places + 8 * i, width, values + i // pair * packed_head)
+            for done in range(0, queries, 4):
+                at, left = table + 8 * done, queries - done
+                if left >= 4:
+                    four(region, at, most, group, turned, rows, values, low, high, scores)
+                elif left == 3:
+                    three(region, at, most, group, turned, rows, values, low, high, scores)
+                elif left == 2:
+                    two(region, at, most, group, turned, rows, values, low, high, scores)
+                else:
+                    one(region, at, most, group, turned, rows, values, low, high, scores)
         return 0
 
     return called(attend)
@@ -636,9 +734,8 @@ def _attend(kind):
 def merge(state, region, token, scratch):
     """The pieces of a token's attention put together, all heads, as inputs of the next product."""
     heads, width = number(region + 8 * GROUPS) * number(region + 8 * SHARED), number(region + 8 * HEAD)
-    kind, packed_head = number(region + 8 * PAGE_KIND), number(region + 8 * PACKED_HEAD)
-    part_row, inputs = 64 + packed_head, number(region + 8 * MIXED)
-    before = 0
+    packed_head, inputs = number(region + 8 * PACKED_HEAD), number(region + 8 * MIXED)
+    part_row, before = 64 + packed_head, 0
     for other in range(token):
         before += pieces_of(state, region, other)[2]
     count = pieces_of(state, region, token)[2]
@@ -658,7 +755,7 @@ def merge(state, region, token, scratch):
             for j in range(0, packed_head, 64):
                 store(scratch + j, fma(share, load(at + 64 + j), load(scratch + j)))
         for i in range(width):
-            found = real(scratch + 4 * place_of(i, kind)) / weight
+            found = real(scratch + 4 * i) / weight
             set_real(row + 4 * (head * width + i), found)
     pack(inputs, token)
     return 0

@@ -28,14 +28,14 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from groundup.runtime.compiled_functions import CalledFunction, digest_of
 
-SOURCES = digest_of(Path(__file__).parent / name for name in ("lanes.py", "kernels.py"))
+SOURCES = digest_of(Path(__file__).parent / name for name in ("lanes.py", "attention_lanes.py", "kernels.py"))
 # Who names another processor for Numba to compile for means to do without what this one has.
 _FEATURES = {} if config.CPU_NAME else llvm.get_host_cpu_features()
 VNNI, BF16, WIDE, AMX = (bool(_FEATURES.get(name)) for name in ("avx512vnni", "avx512bf16", "avx512f", "amx-bf16"))
 
-_byte, _short, _int, _long, _float = (ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType())
-_bytes, _shorts, _ints = ir.VectorType(_byte, 64), ir.VectorType(_short, 32), ir.VectorType(_int, 16)
-_floats = ir.VectorType(_float, 16)
+int8, int16, int32, int64, float32 = (ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType())
+int8s, int16s, int32s = ir.VectorType(int8, 64), ir.VectorType(int16, 32), ir.VectorType(int32, 16)
+float32s = ir.VectorType(float32, 16)
 
 # ---- compiled functions, kept on disk
 
@@ -54,7 +54,7 @@ called: Callable[[Callable[..., int]], CalledFunction] = partial(CalledFunction,
 # ---- writing instructions
 
 
-class _Writer:
+class Writer:
     """Writes instructions: llvmlite's builder with what is needed again and again."""
 
     def __init__(self, builder: ir.IRBuilder) -> None:
@@ -62,7 +62,7 @@ class _Writer:
 
     def at(self, address: ir.Value, kind: ir.Type, offset: int = 0) -> ir.Value:
         """A pointer."""
-        moved = self.b.add(address, _long(offset)) if offset else address
+        moved = self.b.add(address, int64(offset)) if offset else address
         return self.b.inttoptr(moved, kind.as_pointer())
 
     def load(self, kind: ir.Type, address: ir.Value, offset: int = 0) -> ir.Value:
@@ -78,12 +78,12 @@ class _Writer:
         if not isinstance(value, ir.Value):
             return ir.Constant(kind, [value] * kind.count)
         undefined = ir.Constant(kind, ir.Undefined)
-        one = self.b.insert_element(undefined, value, _int(0))
-        return self.b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_int, kind.count), [0] * kind.count))
+        one = self.b.insert_element(undefined, value, int32(0))
+        return self.b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(int32, kind.count), [0] * kind.count))
 
     def shuffled(self, a: ir.Value, b: ir.Value, order: Sequence[int]) -> ir.Value:
         """Elements of two vectors by their numbers, those of the second behind those of the first."""
-        return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(_int, len(order)), list(order)))
+        return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(int32, len(order)), list(order)))
 
     def call(self, name: str, kind: ir.Type, *arguments: ir.Value) -> ir.Value:
         """Call one of LLVM's functions, or one of the system's library."""
@@ -92,7 +92,7 @@ class _Writer:
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """``a b + c``, rounded once."""
-        return self.call("llvm.fma.v16f32", _floats, a, b, c)
+        return self.call("llvm.fma.v16f32", float32s, a, b, c)
 
     def variable(self, kind: ir.Type, first: ir.Value) -> ir.Value:
         """A place for a value that a loop changes."""
@@ -102,22 +102,22 @@ class _Writer:
 
     def padded(self, address: ir.Value, size: ir.Value, room: int) -> ir.Value:
         """The address of a copy of ``size`` bytes, with zeros behind up to ``room``."""
-        place = cgutils.alloca_once(self.b, ir.ArrayType(_byte, room))
+        place = cgutils.alloca_once(self.b, ir.ArrayType(int8, room))
         place.align = 64
-        self.b.store(ir.Constant(ir.ArrayType(_byte, room), None), place)
-        pointer = self.b.bitcast(place, _byte.as_pointer())
-        cgutils.raw_memcpy(self.b, pointer, self.at(address, _byte), size, 1)
-        return self.b.ptrtoint(place, _long)
+        self.b.store(ir.Constant(ir.ArrayType(int8, room), None), place)
+        pointer = self.b.bitcast(place, int8.as_pointer())
+        cgutils.raw_memcpy(self.b, pointer, self.at(address, int8), size, 1)
+        return self.b.ptrtoint(place, int64)
 
     # ---- sums of products
 
     def dot_bytes(self, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
         """Add to 16 int32 the products of 64 unsigned bytes with 64 signed ones, four neighbours to each."""
         if VNNI:
-            return self.call("llvm.x86.avx512.vpdpbusd.512", _ints, total, a, b)
-        one, other = (self.b.bitcast(value, _shorts) for value in (a, b))
-        eight, wide = self.all(_shorts, 8), ir.VectorType(_int, 32)
-        even = self.b.and_(one, self.all(_shorts, 255)), self.b.ashr(self.b.shl(other, eight), eight)
+            return self.call("llvm.x86.avx512.vpdpbusd.512", int32s, total, a, b)
+        one, other = (self.b.bitcast(value, int16s) for value in (a, b))
+        eight, wide = self.all(int16s, 8), ir.VectorType(int32, 32)
+        even = self.b.and_(one, self.all(int16s, 255)), self.b.ashr(self.b.shl(other, eight), eight)
         odd = self.b.lshr(one, eight), self.b.ashr(other, eight)
         for x, y in (even, odd):  # written so that LLVM finds its instruction for sums of two products of 16 bits
             products = self.b.mul(self.b.sext(x, wide), self.b.sext(y, wide))
@@ -130,14 +130,14 @@ class _Writer:
         if BF16:
             pairs = ir.VectorType(_BFloat(), 32)
             one, other = (self.b.bitcast(value, pairs) for value in (a, b))
-            return self.call("llvm.x86.avx512bf16.dpbf16ps.512", _floats, total, one, other)
+            return self.call("llvm.x86.avx512bf16.dpbf16ps.512", float32s, total, one, other)
         (a_even, a_odd), (b_even, b_odd) = self.bf16_pairs(a), self.bf16_pairs(b)
         return self.fma(a_odd, b_odd, self.fma(a_even, b_even, total))
 
     def bf16_pairs(self, a: ir.Value) -> tuple[ir.Value, ir.Value]:
         """32 bf16, as 16 int32, in float32: the even ones, the odd ones."""
-        even = self.b.bitcast(self.b.shl(a, self.all(_ints, 16)), _floats)
-        return even, self.b.bitcast(self.b.and_(a, self.all(_ints, 0xFFFF0000)), _floats)
+        even = self.b.bitcast(self.b.shl(a, self.all(int32s, 16)), float32s)
+        return even, self.b.bitcast(self.b.and_(a, self.all(int32s, 0xFFFF0000)), float32s)
 
     def sums(self, values: Sequence[ir.Value]) -> list[ir.Value]:
         """The sum of the elements of each vector, float32: neighbours at distance 8, then 4, 2 and 1.
@@ -151,7 +151,7 @@ class _Writer:
             pairs = [(level[i], level[min(i + 1, len(level) - 1)]) for i in range(0, len(level), 2)]
             level = [self.b.fadd(self.shuffled(a, b, order), self.shuffled(a, b, other)) for a, b in pairs]
         lanes = [int(f"{i % 16:04b}"[::-1], 2) for i in range(len(values))]  # its number's bits, reversed
-        return [self.b.extract_element(level[i // 16], _int(lane)) for i, lane in enumerate(lanes)]
+        return [self.b.extract_element(level[i // 16], int32(lane)) for i, lane in enumerate(lanes)]
 
 
 class _BFloat(ir.types.Type):
@@ -183,7 +183,7 @@ lanes = _Lanes()
 @register_model(_Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _floats)
+        super().__init__(manager, kind, float32s)
 
 
 def _written(result, kinds, write, name=None):
@@ -193,7 +193,7 @@ def _written(result, kinds, write, name=None):
         raise NotImplementedError("only compiled code calls this")
 
     def generate(context, builder, signature, values):
-        found = write(_Writer(builder), *values)
+        found = write(Writer(builder), *values)
         return context.get_dummy_value() if result is types.void else found
 
     known, name = name is not None, name or function
@@ -206,14 +206,14 @@ def _written(result, kinds, write, name=None):
     return name
 
 
-_NUMBERS = {types.float32: _float, types.int64: _long, types.int32: _int, lanes: _floats}
+_NUMBERS = {types.float32: float32, types.int64: int64, types.int32: int32, lanes: float32s}
 for _symbol, _name in (
     (operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv"),
 ):  # fmt: skip
     _written(lanes, (lanes, lanes), lambda w, a, b, name=_name: getattr(w.b, name)(a, b), _symbol)
 
-splat = _written(lanes, (types.float32,), lambda w, value: w.all(_floats, value))
-load = _written(lanes, (types.int64,), lambda w, address: w.load(_floats, address))
+splat = _written(lanes, (types.float32,), lambda w, value: w.all(float32s, value))
+load = _written(lanes, (types.int64,), lambda w, address: w.load(float32s, address))
 store = _written(types.void, (types.int64, lanes), lambda w, address, value: w.store(value, address))
 fma = _written(lanes, (lanes, lanes, lanes), lambda w, a, b, c: w.fma(a, b, c))
 total = _written(types.float32, (lanes,), lambda w, a: w.sums([a])[0])
@@ -221,42 +221,42 @@ total = _written(types.float32, (lanes,), lambda w, a: w.sums([a])[0])
 least = _written(lanes, (lanes, lanes), lambda w, a, b: w.b.select(w.b.fcmp_ordered("<", a, b), a, b))
 most = _written(lanes, (lanes, lanes), lambda w, a, b: w.b.select(w.b.fcmp_ordered(">", a, b), a, b))
 where_positive = _written(
-    lanes, (lanes,) * 3, lambda w, x, a, b: w.b.select(w.b.fcmp_ordered(">", x, w.all(_floats, 0.0)), a, b)
+    lanes, (lanes,) * 3, lambda w, x, a, b: w.b.select(w.b.fcmp_ordered(">", x, w.all(float32s, 0.0)), a, b)
 )
-magnitude = _written(lanes, (lanes,), lambda w, a: w.call("llvm.fabs.v16f32", _floats, a))
+magnitude = _written(lanes, (lanes,), lambda w, a: w.call("llvm.fabs.v16f32", float32s, a))
 
-number = _written(types.int64, (types.int64,), lambda w, address: w.load(_long, address))
-number32 = _written(types.int64, (types.int64,), lambda w, address: w.b.sext(w.load(_int, address), _long))
-real = _written(types.float32, (types.int64,), lambda w, address: w.load(_float, address))
+number = _written(types.int64, (types.int64,), lambda w, address: w.load(int64, address))
+number32 = _written(types.int64, (types.int64,), lambda w, address: w.b.sext(w.load(int32, address), int64))
+real = _written(types.float32, (types.int64,), lambda w, address: w.load(float32, address))
 set_number = _written(types.void, (types.int64,) * 2, lambda w, address, value: w.store(value, address))
 set_real = _written(types.void, (types.int64, types.float32), lambda w, address, value: w.store(value, address))
 
 
 def _real_bf16(w, address):
-    return w.b.bitcast(w.b.shl(w.b.zext(w.load(_short, address), _int), _int(16)), _float)
+    return w.b.bitcast(w.b.shl(w.b.zext(w.load(int16, address), int32), int32(16)), float32)
 
 
 def _rounded(w, values):
     """float32 to the nearest bf16, of two equally near ones the even; as int32 in whose low half it stands."""
-    kind = _int if values.type == _float else _ints
+    kind = int32 if values.type == float32 else int32s
     bits = w.b.bitcast(values, kind)
-    amount, one, half = (kind(n) if kind is _int else w.all(kind, n) for n in (16, 1, 0x7FFF))
+    amount, one, half = (kind(n) if kind is int32 else w.all(kind, n) for n in (16, 1, 0x7FFF))
     high = w.b.lshr(bits, amount)
     up = w.b.lshr(w.b.add(bits, w.b.add(half, w.b.and_(high, one))), amount)
-    none = kind(0x7FC0) if kind is _int else w.all(kind, 0x7FC0)
+    none = kind(0x7FC0) if kind is int32 else w.all(kind, 0x7FC0)
     return w.b.select(w.b.fcmp_unordered("uno", values, values), none, up)
 
 
 real_bf16 = _written(types.float32, (types.int64,), _real_bf16)
 set_bf16 = _written(
-    types.void, (types.int64, types.float32), lambda w, address, a: w.store(w.b.trunc(_rounded(w, a), _short), address)
+    types.void, (types.int64, types.float32), lambda w, address, a: w.store(w.b.trunc(_rounded(w, a), int16), address)
 )
 
 
 def _times_power(w, a, power):
     """``a`` times 2 to the integer in the low bits of ``power``."""
-    bits = w.b.shl(w.b.bitcast(power, _ints), w.all(_ints, 23))
-    return w.b.bitcast(w.b.add(w.b.bitcast(a, _ints), bits), _floats)
+    bits = w.b.shl(w.b.bitcast(power, int32s), w.all(int32s, 23))
+    return w.b.bitcast(w.b.add(w.b.bitcast(a, int32s), bits), float32s)
 
 
 times_power = _written(lanes, (lanes, lanes), _times_power)
@@ -266,7 +266,7 @@ def _highest(w, a):
     for distance in (8, 4, 2, 1):
         other = w.shuffled(a, a, [(lane + distance) % 16 for lane in range(16)])
         a = w.b.select(w.b.fcmp_ordered(">", a, other), a, other)
-    return w.b.extract_element(a, _int(0))
+    return w.b.extract_element(a, int32(0))
 
 
 highest = _written(types.float32, (lanes,), _highest)
@@ -275,7 +275,12 @@ highest = _written(types.float32, (lanes,), _highest)
 
 
 def _added(w, address, value):
-    return w.b.atomic_rmw("add", w.at(address, _long), value, "seq_cst")
+    return w.b.atomic_rmw("add", w.at(address, int64), value, "seq_cst")
+
+
+def _asked(w, address):
+    """For reading, into the second level of the core's cache."""
+    w.call("llvm.prefetch.p0", ir.VoidType(), w.at(address, int8), int32(0), int32(2), int32(1))
 
 
 def _pause(w):
@@ -287,14 +292,16 @@ def _pause(w):
 def _give_way(w):
     """Leave the core to whoever waits for it."""
     if os.name == "posix":
-        w.call("sched_yield", _int)
+        w.call("sched_yield", int32)
 
 
 # Reads a byte that nobody wants: so the processor brings its line of the cache, and guesses the next ones.
-touch = _written(types.void, (types.int64,), lambda w, a: w.b.load_atomic(w.at(a, _byte), "monotonic", 1) and None)
+touch = _written(types.void, (types.int64,), lambda w, a: w.b.load_atomic(w.at(a, int8), "monotonic", 1) and None)
+# Asks for a byte, and does not wait for it.
+ask_for = _written(types.void, (types.int64,), _asked)
 add_shared = _written(types.int64, (types.int64,) * 2, _added)
 read_shared = _written(
-    types.int64, (types.int64,), lambda w, address: w.b.load_atomic(w.at(address, _long), "seq_cst", 8)
+    types.int64, (types.int64,), lambda w, address: w.b.load_atomic(w.at(address, int64), "seq_cst", 8)
 )
 pause, give_way = _written(types.void, (), _pause), _written(types.void, (), _give_way)
 
@@ -304,45 +311,45 @@ pause, give_way = _written(types.void, (), _pause), _written(types.void, (), _gi
 
 def _pack_bf16(w, source, target):
     """32 float32 to bf16."""
-    halves = [w.b.trunc(_rounded(w, w.load(_floats, source, 64 * i)), ir.VectorType(_short, 16)) for i in (0, 1)]
+    halves = [w.b.trunc(_rounded(w, w.load(float32s, source, 64 * i)), ir.VectorType(int16, 16)) for i in (0, 1)]
     w.store(w.shuffled(*halves, range(32)), target)
 
 
 def _codes(w, source, factor):
     """Sixteen numbers times ``factor``, rounded, as high and low bytes: code = 256 high + low, low from -128 to 127."""
     magic = 12_582_912.0  # 1.5 x 2^23: what is added to it is rounded to an integer in its low bits
-    scaled = w.fma(w.load(_floats, source), w.all(_floats, factor), w.all(_floats, magic))
-    code = w.b.sub(w.b.bitcast(scaled, _ints), w.all(_ints, 0x4B400000))
-    high = w.b.ashr(w.b.add(code, w.all(_ints, 128)), w.all(_ints, 8))
-    few = ir.VectorType(_byte, 16)
+    scaled = w.fma(w.load(float32s, source), w.all(float32s, factor), w.all(float32s, magic))
+    code = w.b.sub(w.b.bitcast(scaled, int32s), w.all(int32s, 0x4B400000))
+    high = w.b.ashr(w.b.add(code, w.all(int32s, 128)), w.all(int32s, 8))
+    few = ir.VectorType(int8, 16)
     return w.b.trunc(high, few), w.b.trunc(code, few)
 
 
 def _pack_int8(w, source, target, sums, factor):
     """64 float32 to 64 high and 64 low bytes; -128 times each four of them is added to sums of either kind."""
     for i in range(4):
-        for part, found in enumerate(_codes(w, w.b.add(source, _long(64 * i)), factor)):
+        for part, found in enumerate(_codes(w, w.b.add(source, int64(64 * i)), factor)):
             w.store(found, target, 64 * part + 16 * i)
-    weight = w.all(_bytes, 128)
+    weight = w.all(int8s, 128)
     for part in range(2):
-        added = w.dot_bytes(w.all(_ints, 0), weight, w.load(_bytes, target, 64 * part))
-        w.store(w.b.sub(w.load(_ints, sums, 64 * part), added), sums, 64 * part)
+        added = w.dot_bytes(w.all(int32s, 0), weight, w.load(int8s, target, 64 * part))
+        w.store(w.b.sub(w.load(int32s, sums, 64 * part), added), sums, 64 * part)
 
 
 def _pack_int4(w, source, target, factor):
     """128 float32 to bytes: high ones of even places and of odd ones, low ones; and the sums of each eight codes."""
     for i in range(4):
-        pair = [_codes(w, w.b.add(source, _long(128 * i + 64 * half)), factor) for half in range(2)]
+        pair = [_codes(w, w.b.add(source, int64(128 * i + 64 * half)), factor) for half in range(2)]
         for part in range(2):
             for odd in range(2):
                 order = range(odd, 32, 2)
                 w.store(w.shuffled(pair[0][part], pair[1][part], order), target, 128 * part + 64 * odd + 16 * i)
-    weight = w.all(_bytes, 1)
-    sums = w.all(_ints, 0)
+    weight = w.all(int8s, 1)
+    sums = w.all(int32s, 0)
     for part in range(2):
         for odd in range(2):
-            sums = w.dot_bytes(sums, weight, w.load(_bytes, target, 128 * part + 64 * odd))
-        sums = sums if part else w.b.shl(sums, w.all(_ints, 8))
+            sums = w.dot_bytes(sums, weight, w.load(int8s, target, 128 * part + 64 * odd))
+        sums = sums if part else w.b.shl(sums, w.all(int32s, 8))
     w.store(sums, target, 256)
 
 
@@ -369,27 +376,27 @@ class _Tile:
         x, x_stride: packed inputs of the first token, and how far apart the tokens' are.
     """
 
-    def __init__(self, w: _Writer, kind: int, group: int, zero: int, rows: int, tokens: int, values: Any) -> None:
+    def __init__(self, w: Writer, kind: int, group: int, zero: int, rows: int, tokens: int, values: Any) -> None:
         self.w, self.kind, self.group, self.zero = w, kind, group, bool(zero)
         matrix, row, apart, x, x_stride = values
-        fields = [w.load(_long, matrix, 8 * field) for field in range(9)]
+        fields = [w.load(int64, matrix, 8 * field) for field in range(9)]
         last, self.units, self.tail = fields[LAST], fields[UNITS], fields[TAIL]
         self.rows = []
         for i in range(rows):
-            place = w.b.add(row, w.b.mul(apart, _long(i)))
+            place = w.b.add(row, w.b.mul(apart, int64(i)))
             place = w.b.select(w.b.icmp_signed("<", place, last), place, last)
             addresses = [
                 w.b.add(fields[base], w.b.mul(place, fields[stride]))
                 for base, stride in ((WEIGHT, ROW), (SCALE, SCALE_ROW), (ZERO, ZERO_ROW))
             ]
             self.rows.append(addresses)
-        self.tokens = [w.b.add(x, w.b.mul(x_stride, _long(i))) for i in range(tokens)]
+        self.tokens = [w.b.add(x, w.b.mul(x_stride, int64(i))) for i in range(tokens)]
         integers = kind == INT8
-        first = w.all(_ints, 0) if integers else w.all(_floats, 0.0)
+        first = w.all(int32s, 0) if integers else w.all(float32s, 0.0)
         self.totals = [
             [
                 [
-                    w.variable(first.type, w.load(_ints, token, 64 + 64 * part) if integers else first)
+                    w.variable(first.type, w.load(int32s, token, 64 + 64 * part) if integers else first)
                     for part in range(1 + integers)
                 ]
                 for token in self.tokens
@@ -401,31 +408,31 @@ class _Tile:
         """The products, row after row."""
         w = self.w
         with cgutils.for_range(w.b, self.units) as loop:
-            at = w.b.mul(loop.index, _long(64))
+            at = w.b.mul(loop.index, int64(64))
             self._unit([w.b.add(addresses[0], at) for addresses in self.rows], loop.index, None)
-        with w.b.if_then(w.b.icmp_signed(">", self.tail, _long(0)), likely=False):
-            at = w.b.mul(self.units, _long(64))
+        with w.b.if_then(w.b.icmp_signed(">", self.tail, int64(0)), likely=False):
+            at = w.b.mul(self.units, int64(64))
             self._unit([w.padded(w.b.add(a[0], at), self.tail, 64) for a in self.rows], self.units, self.tail)
         if self.kind != INT8:
             return w.sums([w.b.load(place) for row in self.totals for (place,) in row])
         found = []
         for row in self.totals:
             for high, low in row:
-                parts = [w.b.sitofp(w.b.load(place), _floats) for place in (high, low)]
-                found.append(w.fma(w.all(_floats, 256.0), *parts))
+                parts = [w.b.sitofp(w.b.load(place), float32s) for place in (high, low)]
+                found.append(w.fma(w.all(float32s, 256.0), *parts))
         return w.sums(found)
 
     def _unit(self, weights: Sequence[ir.Value], index: ir.Value, tail: ir.Value | None) -> None:
         w = self.w
-        at = w.b.add(w.b.mul(index, _long(UNIT[self.kind])), _long(HEADER))
+        at = w.b.add(w.b.mul(index, int64(UNIT[self.kind])), int64(HEADER))
         tokens = [w.b.add(token, at) for token in self.tokens]
         if self.kind == INT4:
             self._unit_of_int4(weights, tokens, index, tail)
             return
-        kind = {FLOAT32: _floats, BFLOAT16: _ints, INT8: _bytes}[self.kind]
+        kind = {FLOAT32: float32s, BFLOAT16: int32s, INT8: int8s}[self.kind]
         read = [w.load(kind, address) for address in weights]
         if self.kind == INT8:
-            read = [w.b.xor(value, w.all(_bytes, 128)) for value in read]  # plus 128: unsigned
+            read = [w.b.xor(value, w.all(int8s, 128)) for value in read]  # plus 128: unsigned
         for number, token in enumerate(tokens):
             for part in range(1 + (self.kind == INT8)):
                 x = w.load(kind, token, 64 * part)
@@ -442,33 +449,33 @@ class _Tile:
         self, weights: Sequence[ir.Value], tokens: Sequence[ir.Value], index: ir.Value, tail: ir.Value | None
     ) -> None:
         """Codes times 16-bit inputs in whole numbers, then times the scales of their groups."""
-        w, fifteen = self.w, self.w.all(_bytes, 15)
+        w, fifteen = self.w, self.w.all(int8s, 15)
         rows = []
         for row, address in enumerate(weights):
-            code = w.load(_bytes, address)
-            even, odd = w.b.and_(code, fifteen), w.b.lshr(code, w.all(_bytes, 4))
-            scale = self._of_groups(self.rows[row][1], _float, index, tail)
-            zero = w.b.zext(self._of_groups(self.rows[row][2], _byte, index, tail), _ints) if self.zero else None
+            code = w.load(int8s, address)
+            even, odd = w.b.and_(code, fifteen), w.b.lshr(code, w.all(int8s, 4))
+            scale = self._of_groups(self.rows[row][1], float32, index, tail)
+            zero = w.b.zext(self._of_groups(self.rows[row][2], int8, index, tail), int32s) if self.zero else None
             rows.append((even, odd, scale, zero))
         for number, token in enumerate(tokens):
-            x = [w.load(_bytes, token, 64 * part) for part in range(4)]
-            sums = w.load(_ints, token, 256)
-            less = w.b.shl(sums, w.all(_ints, 3))
+            x = [w.load(int8s, token, 64 * part) for part in range(4)]
+            sums = w.load(int32s, token, 256)
+            less = w.b.shl(sums, w.all(int32s, 3))
             for row, (even, odd, scale, zero) in enumerate(rows):
-                nothing = w.all(_ints, 0)
+                nothing = w.all(int32s, 0)
                 high = w.dot_bytes(w.dot_bytes(nothing, even, x[0]), odd, x[1])
                 low = w.dot_bytes(w.dot_bytes(nothing, even, x[2]), odd, x[3])
-                whole = w.b.add(w.b.shl(high, w.all(_ints, 8)), low)
+                whole = w.b.add(w.b.shl(high, w.all(int32s, 8)), low)
                 whole = w.b.sub(whole, less if zero is None else w.b.mul(zero, sums))
                 place = self.totals[row][number][0]
-                w.b.store(w.fma(w.b.sitofp(whole, _floats), scale, w.b.load(place)), place)
+                w.b.store(w.fma(w.b.sitofp(whole, float32s), scale, w.b.load(place)), place)
 
     def _of_groups(self, address: ir.Value, kind: ir.Type, index: ir.Value, tail: ir.Value | None) -> ir.Value:
         """What each group of a unit has, for its share of 16 elements."""
-        w, count, size = self.w, 128 // self.group, 4 if kind == _float else 1
-        at = w.b.add(address, w.b.mul(index, _long(count * size)))
+        w, count, size = self.w, 128 // self.group, 4 if kind == float32 else 1
+        at = w.b.add(address, w.b.mul(index, int64(count * size)))
         if tail is not None:
-            at = w.padded(at, w.b.mul(w.b.udiv(tail, _long(self.group // 2)), _long(size)), 16)
+            at = w.padded(at, w.b.mul(w.b.udiv(tail, int64(self.group // 2)), int64(size)), 16)
         found = w.load(ir.VectorType(kind, count), at)
         return w.shuffled(found, found, [lane * count // 16 for lane in range(16)])
 
@@ -487,118 +494,17 @@ def multiply(typing_context, kind, group, zero, rows, tokens, matrix, row, apart
     shape = [value.literal_value for value in (kind, group, zero, rows, tokens)]
 
     def generate(context, builder, signature, values):
-        w = _Writer(builder)
+        w = Writer(builder)
         tile = _Tile(w, *shape, values[5:10])
         integers = shape[0] in (INT8, INT4)
         for number, found in enumerate(tile.sums()):
             of, token = divmod(number, shape[4])
             if integers:
-                found = builder.fmul(found, w.load(_float, tile.tokens[token]))
+                found = builder.fmul(found, w.load(float32, tile.tokens[token]))
             if shape[0] == INT8:
-                found = builder.fmul(found, w.load(_float, tile.rows[of][1]))
-            place = builder.add(values[10], builder.mul(values[11], _long(token)))
-            w.store(found, builder.add(place, builder.mul(values[7], _long(4 * of))))
+                found = builder.fmul(found, w.load(float32, tile.rows[of][1]))
+            place = builder.add(values[10], builder.mul(values[11], int64(token)))
+            w.store(found, builder.add(place, builder.mul(values[7], int64(4 * of))))
         return context.get_dummy_value()
 
     return types.void(kind, group, zero, rows, tokens, *(types.int64,) * 7), generate
-
-
-# ---- attention: keys and values where they lie
-
-KEYS = 16  # keys whose scores are computed at once
-
-
-def _part(w, kind, address, unit, rest):
-    """Sixteen float32 of a vector or 32 bf16, less behind its end."""
-    return w.load(_floats if kind == FLOAT32 else _ints, address if rest is None else w.padded(address, rest, 64))
-
-
-def _each_part(w, width, write):
-    """For each 64 bytes of vectors of ``width`` bytes: ``write(byte, rest)``, with what is left where it is less."""
-    whole = w.b.lshr(width, _long(6))
-    with cgutils.for_range(w.b, whole) as loop:
-        write(w.b.shl(loop.index, _long(6)), None)
-    rest = w.b.and_(width, _long(63))
-    with w.b.if_then(w.b.icmp_signed(">", rest, _long(0)), likely=False):
-        write(w.b.shl(whole, _long(6)), rest)
-
-
-@intrinsic(prefer_literal=True)
-def score_keys(typing_context, kind, query, keys, places, width, result):
-    """Products of a query with 16 keys, float32, to ``result``.
-
-    Args:
-        query: its address: as float32 or bf16 as the keys are, zeros behind.
-        keys, places: a key lies so many bytes behind ``keys``, int64 each.
-        width: bytes of a key.
-    """
-    half = kind.literal_value == BFLOAT16
-
-    def generate(context, builder, signature, values):
-        w = _Writer(builder)
-        _, query, keys, places, width, result = values
-        addresses = [builder.add(keys, w.load(_long, places, 8 * i)) for i in range(KEYS)]
-        totals = [w.variable(_floats, w.all(_floats, 0.0)) for _ in range(KEYS)]
-
-        def part(at, rest):
-            q = w.load(_ints if half else _floats, builder.add(query, at))
-            for address, place in zip(addresses, totals, strict=True):
-                key, total = _part(w, kind.literal_value, builder.add(address, at), 64, rest), builder.load(place)
-                builder.store(w.dot_bf16(total, q, key) if half else w.fma(q, key, total), place)
-
-        _each_part(w, width, part)
-        for i, found in enumerate(w.sums([builder.load(place) for place in totals])):
-            w.store(found, result, 4 * i)
-        return context.get_dummy_value()
-
-    return types.void(kind, *(types.int64,) * 5), generate
-
-
-@intrinsic(prefer_literal=True)
-def mix_values(typing_context, kind, heads, weights, stride, values_at, places, count, width, result, result_stride):
-    """Sums of values times weights for some heads that share them, to ``result``.
-
-    Float32; of bf16 values in 32s, those of even places first.
-
-    Args:
-        weights, stride: a float32 per key, ``stride`` bytes between heads.
-        values_at, places, width: as the keys of :func:`score_keys`.
-        count: how many keys, a multiple of 4.
-    """
-    half, phases = kind.literal_value == BFLOAT16, 4 // heads.literal_value
-
-    def generate(context, builder, signature, arguments):
-        w = _Writer(builder)
-        _, _, weights, stride, values_at, places, count, width, result, result_stride = arguments
-        totals = [
-            [[w.variable(_floats, w.all(_floats, 0.0)) for _ in range(1 + half)] for _ in range(phases)]
-            for _ in range(heads.literal_value)
-        ]
-
-        def part(at, rest):
-            for place in (place for head in totals for phase in head for place in phase):
-                builder.store(w.all(_floats, 0.0), place)
-            with cgutils.for_range(builder, builder.udiv(count, _long(phases))) as loop:
-                for phase in range(phases):
-                    key = builder.add(builder.mul(loop.index, _long(phases)), _long(phase))
-                    offset = w.load(_long, builder.add(places, builder.shl(key, _long(3))))
-                    address = builder.add(builder.add(values_at, offset), at)
-                    value = _part(w, kind.literal_value, address, 64, rest)
-                    parts = w.bf16_pairs(value) if half else [value]
-                    for head, phases_of in enumerate(totals):
-                        weight = builder.add(weights, builder.mul(stride, _long(head)))
-                        weight = w.load(_float, builder.add(weight, builder.shl(key, _long(2))))
-                        for place, value in zip(phases_of[phase], parts, strict=True):
-                            builder.store(w.fma(w.all(_floats, weight), value, builder.load(place)), place)
-            begin = builder.add(result, builder.mul(at, _long(1 + half)))
-            for head, phases_of in enumerate(totals):
-                for i in range(1 + half):
-                    found = builder.load(phases_of[0][i])
-                    for phase in phases_of[1:]:
-                        found = builder.fadd(found, builder.load(phase[i]))
-                    w.store(found, builder.add(begin, builder.mul(result_stride, _long(head))), 64 * i)
-
-        _each_part(w, width, part)
-        return context.get_dummy_value()
-
-    return types.void(kind, heads, *(types.int64,) * 8), generate

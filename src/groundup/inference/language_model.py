@@ -216,9 +216,7 @@ class LanguageModel:
     def pieces(self, generation: Generation) -> Iterator[str]:
         """The first completion of a generation, piece by piece. Closing the iterator ends it."""
         for events in self.engine.run([generation.request]):
-            for event in events:
-                generation.push(event)
-            if piece := generation.take():
+            if piece := generation.take(events):
                 yield piece
         if piece := generation.take():
             yield piece
@@ -233,9 +231,7 @@ class LanguageModel:
         stream = self.engine.stream(generation.request)
         async with aclosing(stream):
             async for events in stream:
-                for event in events:
-                    generation.push(event)
-                if piece := generation.take():
+                if piece := generation.take(events):
                     yield piece
         if piece := generation.take():
             yield piece

@@ -20,14 +20,10 @@ if TYPE_CHECKING:
     from groundup.inference.small_batch import SmallBatch
 
 
-COMPILED_PLACES = 512  # prompts go through the kernels up to here; beyond, PyTorch's attention to many keys is faster
-
-
 class Runner:
     """Runs a model on the pieces of sequences.
 
-    Few tokens, and the first of a prompt, go through compiled kernels, where the model can (small_batch.py); all else
-    through PyTorch.
+    Where the model can, tokens go through compiled kernels on a CPU (small_batch.py); all else through PyTorch.
 
     Args:
         model: the weights.
@@ -59,16 +55,10 @@ class Runner:
         """
         if self.alone:
             return self._one_by_one(works, wanted)
-        if self.kernels is not None and self._suits(self.kernels, works):
+        kernels = self.kernels
+        if kernels is not None and (kernels.fast or sum(work.queries for work in works) <= kernels.most):
             return self._compiled(works, wanted)
         return self._by_pytorch(works, wanted)
-
-    @staticmethod
-    def _suits(kernels: SmallBatch, works: Sequence[Work]) -> bool:
-        """Whether the kernels are the faster way."""
-        if sum(work.queries for work in works) <= kernels.most:
-            return True
-        return kernels.fast and all(work.text.computed + work.queries <= COMPILED_PLACES for work in works)
 
     def _one_by_one(self, works: Sequence[Work], wanted: Sequence[int]) -> list[Tensor]:
         """Each sequence as if it were alone."""

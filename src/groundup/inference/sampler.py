@@ -76,7 +76,7 @@ class SamplerState:
         history = History(params, prompt, vocab_size=vocab_size, end_tokens=end_tokens)
         self.history = None if history.idle else history
         self.generator = _generator(params.seed, stream)
-        self.mu = 2.0 * params.mirostat_tau  # the most surprise that mirostat allows, in bits
+        self.mu = 2.0 * params.mirostat_tau  # what surprise mirostat cuts by, in bits
         self.offered_V: Tensor | None = None  # the distribution before mirostat cut it, until a token is taken
         self.wants_logprobs = params.logprobs is not None or (params.best_of or params.n) > params.n
         self.plainly_greedy = (

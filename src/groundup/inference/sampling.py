@@ -18,9 +18,11 @@ from groundup.inference.truncation import (
     Candidates,
     Floats,
     Ids,
+    as_surprising,
     at_least,
     eta_limit,
     largest,
+    no_more_surprising,
     nucleus,
     renormalised,
     typical,
@@ -46,7 +48,7 @@ class Sampling(TypedDict, total=False):
     typical_p: float
     epsilon_cutoff: float
     eta_cutoff: float
-    mirostat: Literal[0, 2]
+    mirostat: Literal[0, 1, 2]
     mirostat_tau: float
     mirostat_eta: float
     repetition_penalty: float
@@ -96,7 +98,8 @@ class SamplingParams:
             reaches p, and those as near as the last of them (Meister et al. 2022).
         epsilon_cutoff: drop tokens less likely than this, except the likeliest (Hewitt et al. 2022).
         eta_cutoff: the same with a limit that falls with the entropy h in nats: min(eta, sqrt(eta) exp(-h)).
-        mirostat: 2 steers the surprise of the tokens to ``mirostat_tau`` (Basu et al. 2020, version 2); 0 does not.
+        mirostat: 1 and 2 steer the surprise of the tokens to ``mirostat_tau`` (Basu et al. 2020): 1 by how many tokens
+            may be chosen, 2 by how surprising one may be. 0 does not.
         mirostat_tau: the surprise aimed at, in bits.
         mirostat_eta: how much of an error is corrected at once.
         repetition_penalty: divides positive logits, and multiplies negative ones, of tokens of the prompt or the
@@ -144,7 +147,7 @@ class SamplingParams:
     typical_p: float = 1.0
     epsilon_cutoff: float = 0.0
     eta_cutoff: float = 0.0
-    mirostat: Literal[0, 2] = 0
+    mirostat: Literal[0, 1, 2] = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     repetition_penalty: float = 1.0
@@ -189,8 +192,8 @@ class SamplingParams:
                 check_count(name, value, least)
         if self.seed is not None and not 0 <= whole("seed", self.seed) < 2**63:
             raise UsageError(f"seed = {self.seed} must be at least 0 and below 2^63.")
-        if self.mirostat not in (0, 2) or isinstance(self.mirostat, bool):
-            raise UsageError(f"mirostat = {self.mirostat!r} must be 0 (off) or 2 (its second version).")
+        if self.mirostat not in (0, 1, 2) or isinstance(self.mirostat, bool):
+            raise UsageError(f"mirostat = {self.mirostat!r} must be 0 (off), 1 or 2 (its versions).")
         if not isinstance(self.ignore_end, bool):
             raise UsageError(f"ignore_end = {self.ignore_end!r} must be true or false.")
         self._check_texts()
@@ -244,12 +247,14 @@ class SamplingParams:
             raise UsageError("allowed_tokens is empty: give at least one token, or None to allow all.")
         if self.mirostat:
             if self.temperature == 0.0:
-                raise UsageError("mirostat = 2 needs a temperature above 0: at 0 there is nothing to steer.")
+                raise UsageError(
+                    f"mirostat = {self.mirostat} needs a temperature above 0: at 0 there is nothing to steer."
+                )
             for name in _FILTERS:
                 if getattr(self, name) != _DEFAULTS[name]:
                     raise UsageError(
-                        f"mirostat = 2 takes the place of all filters: leave {name} at {_DEFAULTS[name]}, or "
-                        "mirostat at 0."
+                        f"mirostat = {self.mirostat} takes the place of all filters: leave {name} at "
+                        f"{_DEFAULTS[name]}, or mirostat at 0."
                     )
 
     def _check_search(self) -> None:
@@ -343,8 +348,8 @@ def candidates(logits_V: Tensor, params: SamplingParams, mu: float | None = None
     # rounds to zero would divide 0 by 0.
     p_K = ((logits_V - highest) / max(params.temperature, torch.finfo(torch.float32).tiny)).softmax(dim=-1)
     if params.mirostat:
-        limit = 2.0 ** min(0.0, -(2.0 * params.mirostat_tau if mu is None else mu))
-        places = at_least(p_K.numpy(), limit)
+        surprise = 2.0 * params.mirostat_tau if mu is None else mu
+        places = (as_surprising if params.mirostat == 1 else no_more_surprising)(p_K.numpy(), surprise)
         return Candidates(places, renormalised(p_K, places), whole_V=p_K)
     for kept in _filters(params):
         places = kept(p_K)

@@ -17,7 +17,8 @@ from groundup.inference.paged import Held, PagedCache
 from groundup.inference.requests import Text, window_start
 from groundup.runtime import GroundupError
 
-PATIENCE = 2.0  # a step in which others are continued takes at most about this many times as long for reading prompts
+PATIENCE = 2.2  # a step in which prompts are read takes at most this many times as long as the usual one before
+SHARE = 0.6  # of what a step takes by itself by now, that is given to prompts at least: texts have grown meanwhile
 FIRST_READ = 32  # tokens of a prompt, before anybody knows what they cost
 FEWEST_READ = 2  # tokens of a prompt, however slow they are: it must come to an end
 REFRESH = 16  # steps in which something is read, before one without: texts grow, and so does what they take themselves
@@ -42,20 +43,32 @@ class Pace:
 
     Args:
         most: tokens of a step.
+
+    Attributes:
+        step: seconds of a step in which nothing is read, lately.
+        usual: the same before the reading began, or since others are continued: what their readers are used to.
+        token: seconds that one token of a prompt adds.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.step: float | None = None  # seconds of a step in which nothing is read
-        self.token: float | None = None  # seconds that one token of a prompt adds
+        self.step: float | None = None
+        self.usual: float | None = None
+        self.token: float | None = None
         self._since = 0  # steps since one in which nothing was read
+        self._of = 0  # how many were continued in what is usual
 
     def note(self, continued: int, read: int, seconds: float) -> None:
         """A step was made."""
-        self._since = 0 if read == 0 else self._since + 1
         if read == 0:
-            self.step = self._mean(self.step, seconds)
-        elif continued == 0 or self.step is not None:
+            others = continued != self._of
+            self.step = self._mean(None if others else self.step, seconds)
+            if self._since == 0 or others:
+                self.usual, self._of = self.step, continued
+            self._since = 0
+            return
+        self._since += 1
+        if continued == 0 or self.step is not None:
             own = seconds - (self.step or 0.0) if continued else seconds
             self.token = self._mean(self.token, max(own, 0.0) / read)
 
@@ -69,9 +82,10 @@ class Pace:
             return self.most
         if self._since >= REFRESH:
             return 0
-        if self.step is None or not self.token:
+        if self.step is None or self.usual is None or not self.token:
             return min(self.most, FIRST_READ)
-        return max(FEWEST_READ, min(self.most, int((PATIENCE - 1) * self.step / self.token)))
+        seconds = max(PATIENCE * self.usual - self.step, SHARE * self.step)
+        return max(FEWEST_READ, min(self.most, int(seconds / self.token)))
 
 
 class Scheduler:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from groundup.inference import kernels as k
-from groundup.inference.lanes import AMX, KEYS
+from groundup.inference.attention_lanes import PIECE
+from groundup.inference.lanes import AMX
 from groundup.inference.small_program import CHUNK_ROWS, KINDS, Program, aligned
 from groundup.model import Transformer
 from groundup.model.attention import Attention
@@ -196,7 +197,7 @@ class SmallBatch:
 
     def _make_room(self, positions_N: np.ndarray) -> None:
         """Have memory for the parts of each token's attention."""
-        size = int((positions_N // k.PIECE + 2).sum()) * self._config.n_head * (64 + self._program.head_row)
+        size = int((positions_N // PIECE + 2).sum()) * self._config.n_head * (64 + self._program.head_row)
         if len(self._parts) < size:
             self._parts = aligned(2 * size)
             self._state[k.PARTS] = self._parts.ctypes.data
@@ -210,6 +211,7 @@ class SmallBatch:
         )  # fmt: skip
         self._step += 1
         threads = torch.get_num_threads()
+        state[k.THREADS] = threads
         while len(self._scratches) < threads:
             self._scratches.append(aligned(self._scratch_size()))
         run: Callable[..., int] = k.run.ctypes
@@ -219,12 +221,10 @@ class SmallBatch:
         run(state.ctypes.data, 0, self._scratches[0].ctypes.data)
 
     def _scratch_size(self) -> int:
-        shared = self._config.n_head // self._config.kv_heads
-        return (
-            max(2 * MOST * 4 * (CHUNK_ROWS + 2 * k.SPARE), 8 * (k.PIECE + KEYS) + 4 * shared * k.PIECE)
-            + 2 * self._program.head_row
-            + 4096
-        )
+        shared, head_row = self._config.n_head // self._config.kv_heads, self._program.head_row
+        products = 2 * MOST * 4 * (CHUNK_ROWS + 2 * k.SPARE)
+        attention = PIECE * (24 + 16 + 2 * head_row) + 32 * k.TOGETHER * shared
+        return max(products, attention) + 2 * head_row + 4096
 
 
 class _Turns:

@@ -9,6 +9,7 @@ takes the time, decoding runs at the speed of the memory: the roofline of Willia
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median, quantiles
@@ -76,26 +77,34 @@ def decode_speed(model: Transformer, batch: int, prompt: int, new: int, settings
         random = torch.Generator().manual_seed(1)
         prompts = torch.randint(0, config.vocab_size, (batch, prompt), generator=random).tolist()
         params = SamplingParams(temperature=0.0, max_tokens=count, ignore_end=True)
-        requests = [Request(ids, params) for ids in prompts]
-        started = time.perf_counter()
-        for request in requests:
-            engine.add(request)
-        while any(not request.tokens and request.error is None for request in requests):
-            engine.step()
-        first = time.perf_counter()
-        ends = [first]
-        while engine.busy:
-            engine.step()
-            ends.append(time.perf_counter())
-        for request in requests:
-            if request.error is not None:
-                raise request.error
+        first, *rest = ends = time_decoding(engine, [Request(ids, params) for ids in prompts])
     steps = [after - before for before, after in pairwise(ends)]
     cached = cache_bytes(config, batch, prompt + new // 2, model.embedding.weight.element_size())
     return DecodeSpeed(
-        batch, batch * prompt / (first - started), batch * (new - 1) / (ends[-1] - first), median(steps),
+        batch, batch * prompt / first, batch * len(rest) / (ends[-1] - first), median(steps),
         quantiles(steps, n=100)[98] if len(steps) > 1 else steps[0], weights_read(model) + cached,
     )  # fmt: skip
+
+
+def time_decoding(engine: Engine, requests: Sequence[Request]) -> list[float]:
+    """Decode some requests: seconds until all have their first token, and until each step after that.
+
+    Raises:
+        GroundupError: the engine failed.
+    """
+    started = time.perf_counter()
+    for request in requests:
+        engine.add(request)
+    while any(not request.tokens and request.error is None for request in requests):
+        engine.step()
+    ends = [time.perf_counter() - started]
+    while engine.busy:
+        engine.step()
+        ends.append(time.perf_counter() - started)
+    for request in requests:
+        if request.error is not None:
+            raise request.error
+    return ends
 
 
 def weights_read(model: Transformer) -> int:

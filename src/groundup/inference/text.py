@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from groundup.inference.requests import Alternatives, Event, Finish, Request
@@ -114,8 +114,10 @@ class Generation:
             for kept in (completion.tokens, completion.logprobs, completion.alternatives):
                 del kept[stream.count :]
 
-    def take(self) -> str:
-        """What may be shown now of the first completion, and was not yet."""
+    def take(self, events: Iterable[Event] = ()) -> str:
+        """Take tokens in. What may be shown now of the first completion, and was not yet."""
+        for event in events:
+            self.push(event)
         completion = self.request.completions[0]
         return self._streams[id(completion)].take(final=completion.finish is not None)
 

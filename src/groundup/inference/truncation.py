@@ -21,6 +21,7 @@ Ids = NDArray[np.intp]
 
 _INFINITY = np.int32(0x7F800000)  # the bits of that float
 _BUCKET_BITS = 18  # keep 5 bits of the mantissa: floats that differ by less than 3% share a bucket
+ZIPF_FROM = 100  # likeliest tokens, as in Basu's own code
 _FEW = 1024  # places are sorted sooner than thrown into buckets
 
 
@@ -64,10 +65,37 @@ def renormalised(p_K: Tensor, places: Ids) -> Tensor:
 def at_least(p_K: Floats, limit: float) -> Ids:
     """Places no less likely than a limit, and the likeliest always.
 
-    Epsilon and eta sampling are this (Hewitt et al. 2022); so are min-p, whose limit is a fraction of the likeliest
-    (Nguyen et al. 2024), and mirostat, whose limit is on the surprise (Basu et al. 2020).
+    Epsilon and eta sampling are this (Hewitt et al. 2022); so is min-p, whose limit is a fraction of the likeliest
+    (Nguyen et al. 2024).
     """
     return np.flatnonzero(p_K >= min(np.float32(limit), p_K.max()))
+
+
+def no_more_surprising(p_K: Floats, surprise: float) -> Ids:
+    """Places of at most so much surprise, in bits, and the likeliest always: mirostat's second version (Basu et al.
+    2020).
+    """
+    return at_least(p_K, 2.0 ** min(0.0, -surprise))
+
+
+def as_surprising(p_K: Floats, surprise: float) -> Ids:
+    """As many of the likeliest places as hold so much surprise, in bits, where probabilities fall as Zipf's law says:
+    mirostat's first version (Basu et al. 2020, Algorithm 1). The law's exponent is estimated from the likeliest places.
+    """
+    size = len(p_K)
+    top = np.sort(p_K[largest(p_K, min(ZIPF_FROM, size))])[::-1][:ZIPF_FROM].astype(np.float64)
+    top = top[top > 0.0]
+    if len(top) < 2:
+        return largest(p_K, 1)
+    ranks = np.arange(1, len(top) + 1)
+    steps, falls = np.diff(np.log(ranks)), -np.diff(np.log(top))
+    exponent = float((steps * falls).sum() / (steps * steps).sum())
+    if exponent <= 0.0:
+        return largest(p_K, size)  # all are alike
+    over = exponent - 1.0
+    share = -over / math.expm1(-over * math.log(size)) if abs(over) > 1e-9 else 1.0 / math.log(size)
+    k = 2.0 ** min((math.log2(share) + surprise) / exponent, math.log2(size))
+    return largest(p_K, max(1, round(k)))
 
 
 def eta_limit(p_K: Tensor, eta: float) -> float:
