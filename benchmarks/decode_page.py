@@ -65,9 +65,9 @@ def decode(result: Result) -> list[str]:
             f"Four texts are continued, a token every {1e3 * usual:.1f} ms (99 of 100 below {1e3 * usual_p99:.1f} ms), "
             f"while a prompt of {case['long']:,} tokens is read, which takes {read:.0f} s. Then it is every "
             f"{1e3 * middle:.1f} ms, {middle / usual:.2f} times the usual, and 99 of 100 gaps are below "
-            f"{1e3 * p99:.1f} ms: {p99 / usual:.2f} times what is usual, {p99 / usual_p99:.2f} times what 99 of 100 were "
-            f"before. When it has been read, the four are {longer:,.0f} tokens longer and take {1e3 * after:.1f} ms by "
-            "themselves.",
+            f"{1e3 * p99:.1f} ms: {p99 / usual:.2f} times the usual, {p99 / usual_p99:.2f} times what 99 of 100 "
+            f"were before. When it has been read, the four are {longer:,.0f} tokens longer, and take "
+            f"{1e3 * after:.1f} ms by themselves.",
         ]
     failed = [
         f"{case['work']} {case['way']}, {name}: {why}" for case in cases for name, why in case["failures"].items()

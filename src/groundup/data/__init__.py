@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from groundup.data.interchange import export_tokens, import_tokens
     from groundup.data.loader import TokenLoader
     from groundup.data.loader_recipe import LoaderRecipe, make_loader
+    from groundup.data.minhash import NearDuplicates
     from groundup.data.mixture import MixedLoader, Mixture, Weights
     from groundup.data.packing import PackedLoader, best_fit
+    from groundup.data.permutation import Permutation, derive_key
     from groundup.data.pipeline import prepare, suggest_vocab_size
     from groundup.data.prefetch import Prefetcher
     from groundup.data.prepared import PreparedData
     from groundup.data.recipe import CorpusRecipe
+    from groundup.data.record_sources import open_records
     from groundup.data.remote import open_remote, open_remote_tokens
     from groundup.data.shards import ShardWriter, TokenSet
     from groundup.data.sources import NAMED_SOURCES, NamedSource, Source, default_data_dir, get_source, open_source
@@ -49,7 +52,9 @@ _HOME = {
     "Mixture": "mixture",
     "NAMED_SOURCES": "sources",
     "NamedSource": "sources",
+    "NearDuplicates": "minhash",
     "PackedLoader": "packing",
+    "Permutation": "permutation",
     "Prefetcher": "prefetch",
     "PreparedData": "prepared",
     "ShardWriter": "shards",
@@ -60,10 +65,12 @@ _HOME = {
     "Weights": "mixture",
     "best_fit": "packing",
     "default_data_dir": "sources",
+    "derive_key": "permutation",
     "export_tokens": "interchange",
     "get_source": "sources",
     "import_tokens": "interchange",
     "make_loader": "loader_recipe",
+    "open_records": "record_sources",
     "open_remote": "remote",
     "open_remote_tokens": "remote",
     "open_source": "sources",
@@ -84,7 +91,9 @@ __all__ = [
     "MixedLoader",
     "Mixture",
     "NamedSource",
+    "NearDuplicates",
     "PackedLoader",
+    "Permutation",
     "Prefetcher",
     "PreparedData",
     "ShardWriter",
@@ -95,10 +104,12 @@ __all__ = [
     "Weights",
     "best_fit",
     "default_data_dir",
+    "derive_key",
     "export_tokens",
     "get_source",
     "import_tokens",
     "make_loader",
+    "open_records",
     "open_remote",
     "open_remote_tokens",
     "open_source",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.data import records
-from groundup.data.decode import COMPRESSIONS, UnreadableFile, decoded, split_stream
+from groundup.data.decode import UnreadableFile, decoded, split_stream
 from groundup.data.document import Document, Dropped, count_reasons, printable
 from groundup.runtime import GroundupError, os_errors
 
@@ -42,7 +42,7 @@ def read_file(path: Path, skip: Skip, name: str | None = None) -> Iterator[Docum
         GroundupError: it cannot be opened.
     """
     name = name or printable(path.name)
-    suffix = Path(path.stem if path.suffix.lower() in COMPRESSIONS else path.name).suffix.lower()
+    suffix = records.suffix_of(path)
     found = False
     with os_errors(path, "cannot read"):
         documents = (
@@ -97,6 +97,16 @@ def read_folder(folder: Path, skip: Skip) -> Iterator[Document]:
             f"{folder}: no text in this folder ({reasons or 'it is empty'}). "
             "Put .txt, .md, .jsonl or other UTF-8 text files there."
         )
+
+
+def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """All files that :func:`read_folder` would look at, in its order, with their paths in the folder.
+
+    Raises:
+        GroundupError: the folder cannot be opened.
+    """
+    for path in _walk(folder, lambda _: None):
+        yield _label(path, folder), path
 
 
 def _walk(folder: Path, skip: Skip) -> Iterator[Path]:

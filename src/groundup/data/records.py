@@ -1,4 +1,4 @@
-"""Files of records (JSON lines, JSON, CSV, Parquet): each record that holds a text is a document."""
+"""Files of records (JSON lines, JSON, CSV, Parquet): as they are, or each that holds a text as a document."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup.data.decode import UnreadableFile, decoded, split_stream
+from groundup.data.decode import COMPRESSIONS, UnreadableFile, decoded, split_stream
 from groundup.data.document import Document, Dropped
+from groundup.runtime import os_errors
 
 TEXT_FIELDS = ("text", "content")
 LANGUAGE_FIELDS = ("language", "lang")
@@ -35,8 +36,37 @@ def read_records(path: Path, suffix: str, name: str, skip: Skip) -> Iterator[Doc
     if suffix == ".json":
         yield from _json_documents(path, name, skip)
         return
-    readers = {".csv": _csv_records, ".tsv": _csv_records, ".parquet": _parquet_records}
-    yield from _documents(readers.get(suffix, _json_lines)(path), path, name, skip)
+    fields = (*TEXT_FIELDS, *LANGUAGE_FIELDS) if suffix == ".parquet" else None
+    yield from _documents(_READERS.get(suffix, _json_lines)(path, fields), path, name, skip)
+
+
+def whole_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a file as they are, with their numbers: what JSON holds, or a dictionary of columns.
+
+    Args:
+        path: a file of one of ``SUFFIXES``, compressed or not.
+
+    Raises:
+        UnreadableFile: it is damaged, or of no such kind.
+        GroundupError: it cannot be opened.
+    """
+    suffix = suffix_of(path)
+    if suffix not in SUFFIXES:
+        detail = f"records are read from {', '.join(SUFFIXES)}, also .gz, .bz2 and .xz. Convert this file."
+        raise UnreadableFile(path, "no file of records", detail)
+    with os_errors(path, "cannot read"):
+        if suffix == ".json":
+            value = _json_value(path)
+            yield from (
+                _json_lines(path) if value is None else enumerate(value if isinstance(value, list) else [value], 1)
+            )
+        else:
+            yield from _READERS.get(suffix, _json_lines)(path, None)
+
+
+def suffix_of(path: Path) -> str:
+    """A file's suffix, without its compression's."""
+    return Path(path.stem if path.suffix.lower() in COMPRESSIONS else path.name).suffix.lower()
 
 
 def _documents(records: Iterator[Record], path: Path, name: str, skip: Skip) -> Iterator[Document]:
@@ -63,7 +93,7 @@ def _field(record: Any, names: Sequence[str]) -> str | None:
     return next((record[name] for name in names if isinstance(record.get(name), str)), None)
 
 
-def _json_lines(path: Path) -> Iterator[Record]:
+def _json_lines(path: Path, fields: Sequence[str] | None = None) -> Iterator[Record]:
     for number, line in enumerate(split_stream(decoded(path), "\n"), 1):
         if not line or line.isspace():
             continue
@@ -76,6 +106,17 @@ def _json_lines(path: Path) -> Iterator[Record]:
 
 def _json_documents(path: Path, name: str, skip: Skip) -> Iterator[Document]:
     """A list of records; JSON lines under the wrong suffix; any other JSON is itself the text."""
+    value = _json_value(path)
+    if value is None:
+        yield from _documents(_json_lines(path), path, name, skip)
+    elif isinstance(value, list) and value and all(isinstance(one, (dict, str)) for one in value):
+        yield from _documents(enumerate(value, 1), path, name, skip)
+    elif value:
+        yield Document("".join(decoded(path)), name)
+
+
+def _json_value(path: Path) -> Any:
+    """What a JSON file holds, "" for null; None where it is JSON lines under the wrong suffix."""
     text = "".join(decoded(path))
     try:
         value = json.loads(text)
@@ -83,16 +124,12 @@ def _json_documents(path: Path, name: str, skip: Skip) -> Iterator[Document]:
         raise UnreadableFile(path, "damaged", "this JSON is nested too deeply.") from error
     except ValueError as error:
         if text.lstrip().startswith("{") and str(error).startswith("Extra data"):
-            yield from _documents(_json_lines(path), path, name, skip)
-            return
+            return None
         raise UnreadableFile(path, "damaged", f"not JSON ({error}). Mend it, or rename it to .txt.") from error
-    if isinstance(value, list) and value and all(isinstance(one, (dict, str)) for one in value):
-        yield from _documents(enumerate(value, 1), path, name, skip)
-    elif value:
-        yield Document(text, name)
+    return "" if value is None else value
 
 
-def _csv_records(path: Path) -> Iterator[Record]:
+def _csv_records(path: Path, fields: Sequence[str] | None = None) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)  # a document is longer than the 128 KB that csv takes for a sane field
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
     lines = (line + "\n" for line in split_stream(decoded(path), "\n"))  # a quoted field keeps its blank lines
@@ -102,7 +139,8 @@ def _csv_records(path: Path) -> Iterator[Record]:
         raise UnreadableFile(path, "damaged", f"not {delimiter!r}-separated values ({error}).") from error
 
 
-def _parquet_records(path: Path) -> Iterator[Record]:
+def _parquet_records(path: Path, fields: Sequence[str] | None = None) -> Iterator[Record]:
+    """Rows: all columns, or those among ``fields``; where no text is among them, one row of names."""
     try:
         import pyarrow
         import pyarrow.parquet as parquet
@@ -112,15 +150,19 @@ def _parquet_records(path: Path) -> Iterator[Record]:
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            columns = [field for field in TEXT_FIELDS if field in names]
-            if not columns:
+            columns = names if fields is None else [field for field in fields if field in names]
+            if fields is not None and not set(TEXT_FIELDS) & set(columns):
                 yield 1, dict.fromkeys(names)
                 return
             number = 0
-            columns += [field for field in LANGUAGE_FIELDS if field in names]
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableFile(path, "damaged", f"not a whole parquet file ({error}). Download it again.") from error
+
+
+_READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[Record]]] = {
+    ".csv": _csv_records, ".tsv": _csv_records, ".parquet": _parquet_records,
+}  # fmt: skip

@@ -1,0 +1,57 @@
+"""Records by name: of a file, of all files of a folder, of a data set of the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from groundup.data.files import files_below
+from groundup.data.hub import hub_files
+from groundup.data.records import SUFFIXES, suffix_of, whole_records
+from groundup.runtime import GroundupError, UsageError
+from groundup.runtime.errors import nearest
+from groundup.runtime.hub import parse_hub_spec
+
+
+def open_records(spec: str, limit: int | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield the records that ``spec`` names, each with the name of its file and its number there: ``train.jsonl#12``.
+
+    Args:
+        spec: a file or a folder of .jsonl, .json, .csv, .tsv or .parquet files, compressed or not; or
+            ``hf:owner/name[:path-inside]``.
+        limit: at most so many.
+
+    Raises:
+        UsageError: ``spec`` is empty, or names no file.
+        GroundupError: a file is damaged, or cannot be read.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: at least one record is needed.")
+    left = -1 if limit is None else limit
+    for name, path in _files(spec):
+        for number, record in whole_records(path):
+            if left == 0:
+                return
+            left -= 1
+            yield f"{name}#{number}", record
+
+
+def _files(spec: str) -> Iterator[tuple[str, Path]]:
+    if not spec.strip():
+        raise UsageError("--data is empty. Give a file, a folder, or hf:owner/name.")
+    if spec.startswith("hf:"):
+        repo = parse_hub_spec(spec).repo
+        yield from ((f"{repo}/{name}", path) for name, path in hub_files(spec))
+        return
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        found = [(name, file) for name, file in files_below(path) if suffix_of(file) in SUFFIXES]
+        if not found:
+            raise GroundupError(f"{spec}: there is no file of records in this folder ({', '.join(SUFFIXES)}).")
+        yield from found
+    elif path.exists():
+        yield path.name, path
+    else:
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UsageError(f"{spec}: no such file or folder.{nearest(path.name, beside)}")
