@@ -72,7 +72,7 @@ def our_crowd(job: Job) -> Job:
     engine = Engine(our_model(job), settings=EngineSettings(prefix_cache=False))
     for small in (True, False):
         requests = [
-            Request(prompt, wanted(2 if small else new))
+            Request(prompt, wanted(2 if small else new), live=False)
             for prompt, new in zip(prompts_of(job), job["news"], strict=True)
         ]
         waste = []

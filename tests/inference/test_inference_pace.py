@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
+from groundup.inference import Engine, EngineSettings, Request, SamplingParams
 from groundup.inference.scheduler import FEWEST_READ, FIRST_READ, PATIENCE, REFRESH, SHARE, Pace
+from groundup.model import ModelConfig, Transformer
 
 
 def run(pace: Pace, steps: int, own: float, each: float, continued: int = 4) -> tuple[list[int], list[float]]:
@@ -68,3 +73,22 @@ def test_never_more_than_a_step_holds() -> None:
     assert pace.reading(1) == 16
     before(pace, 0.010)
     assert max(run(pace, 50, 0.010, 1e-9)[0]) == 16
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_only_those_whom_somebody_watches_are_not_held_up(live: bool) -> None:
+    torch.manual_seed(1)
+    sizes = dict(vocab_size=61, context_length=200, n_layer=1, n_head=2, n_embd=12, n_ff=17)
+    model = Transformer(ModelConfig.from_dict(sizes)).eval()
+    engine = Engine(model, settings=EngineSettings(step_tokens=64))
+    greedy = SamplingParams(temperature=0.0, max_tokens=40, ignore_end=True)
+    engine.add(Request([5], greedy, live=live))
+    for _ in range(3):
+        engine.step()
+    pace = engine.scheduler.pace
+    pace.step = pace.usual = 0.001
+    pace.token = 1.0
+    engine.add(Request([7] * 100, greedy))
+    engine.step()
+    (text,) = [text for text in engine.scheduler.running if len(text.tokens) >= 100]
+    assert text.computed == (FEWEST_READ if live else 63)

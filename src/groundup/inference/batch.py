@@ -89,7 +89,7 @@ class _Job:
                 prompt: Any = lm.tokenizer.apply_chat_template(self.row["messages"], add_generation_prompt=True)
             else:
                 prompt = self.row["prompt"]
-            self.generation = lm.generation(prompt, self.params)
+            self.generation = lm.generation(prompt, self.params, live=False)
             lm.engine.add(self.generation.request)
         except GroundupError as error:
             self.error = str(error)

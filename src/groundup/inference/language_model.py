@@ -164,7 +164,9 @@ class LanguageModel:
         """
         params = SamplingParams.of(**sampling) if params is None else params
         generations = [
-            self.generation(text, replace(params, seed=None if params.seed is None else params.seed + number))
+            self.generation(
+                text, replace(params, seed=None if params.seed is None else params.seed + number), live=False
+            )
             for number, text in enumerate(prompts)
         ]
         self._run(generations)
@@ -178,17 +180,19 @@ class LanguageModel:
 
     def generation(
         self, prompt: str | Sequence[int], params: SamplingParams, *, priority: int = 0, tenant: str = "",
-        slide: bool = True,
+        slide: bool = True, live: bool = True,
     ) -> Generation:  # fmt: skip
         """A request to the engine, whose tokens become text.
 
         Args:
             prompt: a text, or the token ids of one, taken as they are.
             params: how tokens are chosen.
-            priority, tenant, slide: see :class:`groundup.inference.requests.Request`.
+            priority, tenant, slide, live: see :class:`groundup.inference.requests.Request`.
         """
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
-        request = Request(ids, params, priority=priority, tenant=tenant, slide=slide, mask=self._mask(params))
+        request = Request(
+            ids, params, priority=priority, tenant=tenant, slide=slide, live=live, mask=self._mask(params)
+        )
         return Generation(request, self.tokenizer, continued=bool(prompt))
 
     def _mask(self, params: SamplingParams) -> TokenMask | None:

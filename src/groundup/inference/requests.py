@@ -70,6 +70,8 @@ class Request:
         tenant: requests of different tenants share nothing of the cache.
         slide: let the context be a window: a text that outgrows it loses its first half and goes on (see
             :func:`window_start`). Otherwise it ends there, and a prompt longer than the context is an error.
+        live: somebody watches its tokens come: prompts of others are read only as fast as does not hold it up. Where
+            nobody watches any, prompts are read as fast as they can be.
         mask: what a grammar allows; copied for each completion.
         stopped: whether some generated tokens hold a stop text, which a beam search has to know of each of its texts;
             None where nobody can tell, or there is none. Elsewhere whoever reads the tokens ends the completion.
@@ -85,6 +87,7 @@ class Request:
     priority: int = 0
     tenant: str = ""
     slide: bool = False
+    live: bool = True
     mask: TokenMask | None = None
     stopped: Callable[[Sequence[int]], bool] | None = None
     completions: list[Completion] = field(default_factory=list)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,22 +83,23 @@ class Runner:
         lengths = np.array([works[row].text.length for row in rows]) if self._grows else None
         helds = [_held(work) for work in works]
         tables = [np.stack([held.tables[group] for held in helds]) for group in range(len(self.paged.groups))]
-        parts = [slice(begin, begin + most) for begin in range(0, len(ids), most)]
-        features_NE = np.concatenate([
-            kernels.features(
-                ids[part], positions[part], rows[part], tables, None if lengths is None else lengths[part]
-            )
-            for part in parts
-        ])  # fmt: skip
-        ends = np.cumsum([work.queries for work in works])
-        for work, end in zip(works, ends, strict=True):
-            _show(work, features_NE, int(end))
-        chosen = [n for end, count in zip(ends, wanted, strict=True) for n in range(end - count, end)]
-        if not chosen:
-            return [torch.empty(0)] * len(works)
-        found = [kernels.logits(features_NE[chosen[i : i + most]]) for i in range(0, len(chosen), most)]
-        logits_RV = torch.from_numpy(np.concatenate(found)[:, : self.vocab_size])
-        return list(logits_RV.split(list(wanted)))
+        if sum(wanted) == len(ids) <= most:
+            features_NE, logits_RV = kernels.features_and_logits(ids, positions, rows, tables, lengths)
+        else:
+            parts = [slice(begin, begin + most) for begin in range(0, len(ids), most)]
+            features_NE = np.concatenate([
+                kernels.features(
+                    ids[part], positions[part], rows[part], tables, None if lengths is None else lengths[part]
+                )
+                for part in parts
+            ])  # fmt: skip
+            ends = accumulate(work.queries for work in works)
+            chosen = [n for end, count in zip(ends, wanted, strict=True) for n in range(end - count, end)]
+            found = [kernels.logits(features_NE[chosen[i : i + most]]) for i in range(0, len(chosen), most)]
+            logits_RV = np.concatenate(found) if found else np.empty((0, self.vocab_size), np.float32)
+        for work, end in zip(works, accumulate(work.queries for work in works), strict=True):
+            _show(work, features_NE, end)
+        return list(torch.from_numpy(logits_RV[:, : self.vocab_size]).split(list(wanted)))
 
     def _by_pytorch(self, works: Sequence[Work], wanted: Sequence[int]) -> list[Tensor]:
         pieces = [self._piece(work) for work in works]

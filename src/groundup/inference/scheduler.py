@@ -1,7 +1,7 @@
 """Who gets how many tokens in the next step of the engine.
 
     1  sequences that are being continued: a token each (and drafts), before anything else
-    2  prompts that are being read, in pieces: as many tokens as do not hold up those above
+    2  prompts that are being read, in pieces: as many tokens as do not hold up those above that somebody watches
     3  requests that wait, as long as the cache has room for their prompts
 
 When the cache is full, the last to come gives its blocks back and waits; what it had computed is found again if nobody
@@ -183,7 +183,8 @@ class Scheduler:
         for text in [text for text in self.running if text.pending == 1]:
             if text in self.running and len(works) < self.step_tokens:
                 works += self._continued(text, [work.text for work in works])
-        left = min(self.step_tokens - sum(work.queries for work in works), self.pace.reading(len(works)))
+        live = len(works) if any(work.text.request.live for work in works) else 0
+        left = min(self.step_tokens - sum(work.queries for work in works), self.pace.reading(live))
         if left > 0:
             works += self._read(left, [work.text for work in works])
         return works

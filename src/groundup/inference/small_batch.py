@@ -103,7 +103,7 @@ class SmallBatch:
         kinds = sorted(set(windows), key=lambda window: (window is not None, window or 0))
         groups = [kinds.index(window) for window in windows] if groups is None else groups
         self._program = Program(model, pages, block_size, groups)
-        regions = max(len(self._program.of_features), len(self._program.of_logits)) // k.FIELDS
+        regions = len(self._program.of_all) // k.FIELDS
         self._counters = aligned(128 * regions)
         self._lock = threading.Lock()
         self._state_memory = aligned(8 * k.STATE)
@@ -156,21 +156,39 @@ class SmallBatch:
         Returns:
             N E, float32.
         """
+        with self._lock:
+            self._begin(ids_N, positions_N, rows_N, tables, lengths_N)
+            self._run(self._program.of_features, len(ids_N))
+            return self._program.to_head.rows_NE[: len(ids_N)].copy()
+
+    def features_and_logits(
+        self, ids_N: np.ndarray, positions_N: np.ndarray, rows_N: np.ndarray, tables: Sequence[np.ndarray],
+        lengths_N: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """:meth:`features`, and :meth:`logits` of all of them: in one go, which threads need not be called to twice."""
+        N = len(ids_N)
+        with self._lock:
+            self._begin(ids_N, positions_N, rows_N, tables, lengths_N)
+            self._run(self._program.of_all, N)
+            return self._program.to_head.rows_NE[:N].copy(), self._program.logits_NV[:N].copy()
+
+    def _begin(
+        self, ids_N: np.ndarray, positions_N: np.ndarray, rows_N: np.ndarray, tables: Sequence[np.ndarray],
+        lengths_N: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        """Tell the kernels what to work on."""
         N = len(ids_N)
         if not 0 < N <= MOST:
             raise ValueError(f"a step has 1 to {MOST} tokens, not {N}")
-        with self._lock:
-            state = self._state
-            held = [np.ascontiguousarray(values, np.int64) for values in (ids_N, positions_N, rows_N)]
-            state[[k.IDS, k.POSITIONS, k.ROWS_OF]] = [values.ctypes.data for values in held]
-            for number, table in enumerate(tables):
-                assert table.dtype == np.int32
-                assert table.flags.c_contiguous
-                state[[k.TABLES + 2 * number, k.TABLES + 2 * number + 1]] = table.ctypes.data, 4 * table.shape[-1]
-            self._rotate(held[1], lengths_N)
-            self._make_room(held[1])
-            self._run(self._program.of_features, N)
-            return self._program.to_head.rows_NE[:N].copy()
+        state = self._state
+        self._held = held = [np.ascontiguousarray(values, np.int64) for values in (ids_N, positions_N, rows_N)]
+        state[[k.IDS, k.POSITIONS, k.ROWS_OF]] = [values.ctypes.data for values in held]
+        for number, table in enumerate(tables):
+            assert table.dtype == np.int32
+            assert table.flags.c_contiguous
+            state[[k.TABLES + 2 * number, k.TABLES + 2 * number + 1]] = table.ctypes.data, 4 * table.shape[-1]
+        self._rotate(held[1], lengths_N)
+        self._make_room(held[1])
 
     def logits(self, features_RE: np.ndarray) -> np.ndarray:
         """What ``Transformer.logits`` makes of features: R V, float32."""

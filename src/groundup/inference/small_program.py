@@ -94,7 +94,7 @@ class Program:
         groups: for each layer, the number of the group whose blocks it uses.
 
     Attributes:
-        of_features, of_logits: numbers of all regions, one after the other.
+        of_features, of_logits: numbers of all regions, one after the other; ``of_all``: of both.
         to_head: the features, N E, among what the head reads.
         logits_NV: what it makes of them.
         head_row: bytes of a query head, padding included.
@@ -138,6 +138,7 @@ class Program:
         to_logits = [self._region(k.repack, 0, 1, {k.INPUTS: self.to_head.address})] if self.to_head.packed else []
         to_logits.append(self._rows([head], self.to_head))
         self.of_features, self.of_logits = np.concatenate(self._program), np.concatenate(to_logits)
+        self.of_all = np.concatenate([*self._program, to_logits[-1]])
 
     def _layer(self, layer: int, block: Any, last: tuple[int, nn.Module | None]) -> tuple[int, nn.Module | None]:
         """The regions of a block; how what its last product made comes into the stream."""
