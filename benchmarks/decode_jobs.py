@@ -54,7 +54,7 @@ def our_decoding(job: Job) -> Job:
     """Seconds to read the prompts, and of each step after that."""
     engine = Engine(our_model(job), settings=EngineSettings(prefix_cache=False))
     for new in (8, job["new"]):  # the first time compiles, and touches memory
-        requests = [Request(prompt, wanted(new)) for prompt in prompts_of(job)]
+        requests = [Request(prompt, wanted(new), live=False) for prompt in prompts_of(job)]
         ends = time_decoding(engine, requests)
     produced = sum(len(request.tokens) - 1 for request in requests)
     decode = (ends[-1] - ends[0]) / produced if produced else 0.0

@@ -31,6 +31,8 @@ from groundup.inference.lanes import (
     HEADER,
     INT4,
     INT8,
+    ROW,
+    WEIGHT,
     WIDE,
     add_shared,
     ask_for,
@@ -66,6 +68,7 @@ from groundup.inference.lanes import (
 from groundup.runtime.compiled_functions import CalledFunction, call
 
 TOGETHER = 16  # tokens of a text that attend to a piece while it is in the cache of a core
+ENOUGH_TO_ASK = 12  # tokens of a step that give the memory time for the weights that come next
 SPARE = 16  # rows that the last tile of a chunk may have too many
 MOST = 64  # tokens; a multiple of four
 
@@ -269,13 +272,22 @@ def _rows(kind, group, zero, few):
     """
     one, two, four = (1, 1, 1) if few else (2, 3, 3)
 
-    def rows(matrix, row, count, tokens, x, x_stride, result, stride):
-        token = 0
+    def rows(matrix, row, count, tokens, x, x_stride, result, stride, ahead, lines):
+        token = asked = 0
+        # The first tokens wait for the memory, the others compute: they ask it for what this thread will have next.
+        # Few tokens would ask it for too much at once.
+        lines = lines if tokens >= ENOUGH_TO_ASK else 0
+        share = lines // ((count + four - 1) // four * max(1, (tokens - 1) // 4)) + 1
         while tokens - token >= 3:  # three are computed as four: the last one's numbers are nobody's
             apart = (count + four - 1) // four | 1
             for i in range(apart):
                 at, to = x + x_stride * token, result + stride * token + 4 * i
                 multiply(kind, group, zero, four, 4, matrix, row + i, apart, at, x_stride, to, stride)
+                if token:
+                    end = min(asked + share, lines)
+                    for line in range(asked, end):
+                        ask_for(ahead + 64 * line)
+                    asked = end
             token += 4
         if tokens - token >= 2:
             apart = (count + two - 1) // two | 1
@@ -294,11 +306,13 @@ def _rows(kind, group, zero, few):
 
 
 @inner
-def product(matrix, inputs, tokens, row, count, result, stride):
-    """Some rows of a matrix times all tokens, and its biases, to ``result``."""
+def product(matrix, inputs, tokens, row, count, result, stride, following, following_row, following_count):
+    """Some rows of a matrix times all tokens, and its biases, to ``result``; the following ones come soon."""
     kind = number(matrix + 8 * PACKING)
     x, x_stride = number(inputs + 8 * kind), number(inputs + 8 * (STRIDE + kind))
-    call(number(matrix + 8 * PRODUCT), matrix, row, count, tokens, x, x_stride, result, stride)
+    width = number(following + 8 * ROW)
+    ahead, lines = number(following + 8 * WEIGHT) + following_row * width, following_count * width // 64
+    call(number(matrix + 8 * PRODUCT), matrix, row, count, tokens, x, x_stride, result, stride, ahead, lines)
     biases, bias_kind = number(matrix + 8 * BIAS), number(matrix + 8 * BIAS_KIND)
     if biases:
         for token in range(tokens):
@@ -307,26 +321,33 @@ def product(matrix, inputs, tokens, row, count, result, stride):
                 set_real(at, real(at) + value_of(biases, bias_kind, row + i))
 
 
-@called
-def part_of_rows(state, region, item, scratch):
-    """A chunk of rows of one of a region's matrices."""
-    which = 0
-    matrix = number(region + 8 * MATRICES)
-    while True:
+@inner
+def found_rows(region, item):
+    """The matrix of an item, its first row and how many; none of the first matrix where there is no such item."""
+    first, which = number(region + 8 * MATRICES), 0
+    while which < abs(number(region + 8 * COUNT)):
+        matrix = number(region + 8 * (MATRICES + which))
         chunk, outputs = number(matrix + 8 * CHUNK), number(matrix + 8 * OUTPUTS)
         chunks = (outputs + chunk - 1) // chunk
         if item < chunks:
-            break
+            return matrix, item * chunk, min(chunk, outputs - item * chunk)
         item -= chunks
         which += 1
-        matrix = number(region + 8 * (MATRICES + which))
-    tokens, row = number(state + 8 * TOKENS), item * chunk
-    count, stride = min(chunk, outputs - row), 4 * (chunk + SPARE)
+    return first, 0, 0
+
+
+@called
+def part_of_rows(state, region, item, scratch):
+    """A chunk of rows of one of a region's matrices."""
+    matrix, row, count = found_rows(region, item)
+    next_matrix, next_row, next_count = found_rows(region, item + number(state + 8 * THREADS))
+    tokens, stride = number(state + 8 * TOKENS), 4 * (number(matrix + 8 * CHUNK) + SPARE)
     inputs = number(region + 8 * INPUTS)
-    product(matrix, inputs, tokens, row, count, scratch, stride)
+    product(matrix, inputs, tokens, row, count, scratch, stride, next_matrix, next_row, next_count)
     gated = number(region + 8 * COUNT) < 0
     if gated:
-        product(number(region + 8 * (MATRICES + 1)), inputs, tokens, row, count, scratch + MOST * stride, stride)
+        other = number(region + 8 * (MATRICES + 1))
+        product(other, inputs, tokens, row, count, scratch + MOST * stride, stride, other, next_row, next_count)
     activation, mode = number(region + 8 * ACTIVATION), number(matrix + 8 * MODE)
     target, width, cap = (
         number(matrix + 8 * TARGET) + 4 * row,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -227,11 +227,15 @@ class LanguageModel:
 
     async def agenerate(self, prompt: str | Sequence[int], **sampling: Unpack[Sampling]) -> str:
         """:meth:`generate` for one text in an event loop: any number of them are decoded together."""
-        return "".join([piece async for piece in self.astream(prompt, **sampling)])
+        generation = self.generation(prompt, SamplingParams.of(**sampling), live=False)
+        return "".join([piece async for piece in self.apieces(generation)])
 
-    async def astream(self, prompt: str | Sequence[int], **sampling: Unpack[Sampling]) -> AsyncIterator[str]:
+    def astream(self, prompt: str | Sequence[int], **sampling: Unpack[Sampling]) -> AsyncGenerator[str, None]:
         """:meth:`stream` in an event loop. A task that is cancelled lets go of its request."""
-        generation = self.generation(prompt, SamplingParams.of(**sampling))
+        return self.apieces(self.generation(prompt, SamplingParams.of(**sampling)))
+
+    async def apieces(self, generation: Generation) -> AsyncGenerator[str, None]:
+        """:meth:`pieces` in an event loop."""
         stream = self.engine.stream(generation.request)
         async with aclosing(stream):
             async for events in stream:

@@ -77,7 +77,7 @@ def decode_speed(model: Transformer, batch: int, prompt: int, new: int, settings
         random = torch.Generator().manual_seed(1)
         prompts = torch.randint(0, config.vocab_size, (batch, prompt), generator=random).tolist()
         params = SamplingParams(temperature=0.0, max_tokens=count, ignore_end=True)
-        first, *rest = ends = time_decoding(engine, [Request(ids, params) for ids in prompts])
+        first, *rest = ends = time_decoding(engine, [Request(ids, params, live=False) for ids in prompts])
     steps = [after - before for before, after in pairwise(ends)]
     cached = cache_bytes(config, batch, prompt + new // 2, model.embedding.weight.element_size())
     return DecodeSpeed(
