@@ -25,7 +25,7 @@ from groundup.tokenizer.describe import vocabulary_dump
 from groundup.tokenizer.encoder import BytePairEncoder, recover_merges
 from groundup.tokenizer.formats.sentencepiece import SentencePieceEncoder
 from groundup.tokenizer.pretokenize import pattern_regex
-from groundup.tokenizer.train import lone_surrogate, several, train
+from groundup.tokenizer.train import check_special_tokens, lone_surrogate, several, train
 from groundup.tokenizer.vocabulary import END_OF_TEXT, Normalization, Vocabulary
 
 VOCABULARY_FILE = "vocabulary.txt"
@@ -156,6 +156,32 @@ class Tokenizer:
         """
         expression = pattern_regex(pattern) if pattern is not None else None
         return cls(formats.read(path, expression, special_tokens, sha256))
+
+    def with_special_tokens(self, names: Sequence[str]) -> Tokenizer:
+        """A tokenizer that has further special tokens, with the ids that follow its own. :meth:`save` writes them, too.
+
+        All ids that there were stay. What is a special token already is passed over, and an added token that was found
+        in any text becomes one that is found when asked for. A model needs a row for each new id.
+
+        Args:
+            names: of the tokens, in the order of their ids.
+
+        Raises:
+            UsageError: a name is too short, given twice, or that of an ordinary token.
+        """
+        check_special_tokens(names)
+        parts = self.vocabulary
+        ordinary = {parts.tokens[number] for number in parts.ordinary_ids()}
+        tokens, special, added = [*parts.tokens], dict(parts.special_tokens), dict(parts.added_tokens)
+        for name in names:
+            if name in special:
+                continue
+            if name.encode() in ordinary:
+                raise UsageError(f"'{name}' is an ordinary token of this vocabulary already. Choose another name.")
+            special[name] = added.pop(name, len(tokens))
+            if special[name] == len(tokens):
+                tokens.append(name.encode())
+        return Tokenizer(replace(parts, tokens=tuple(tokens), special_tokens=special, added_tokens=added))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the files that Hugging Face tools open, and the vocabulary for people, into ``folder``.
