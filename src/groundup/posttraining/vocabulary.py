@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from groundup.model import Transformer
 from groundup.runtime import UsageError
@@ -100,7 +100,7 @@ def resize_embeddings(
 
 
 @torch.no_grad()
-def _grown(weight_VE: nn.Parameter, size: int, used: int, noise: float, generator: torch.Generator) -> nn.Parameter:
+def _grown(weight_VE: Tensor, size: int, used: int, noise: float, generator: torch.Generator) -> nn.Parameter:
     """The first ``used`` rows, and new ones."""
     wide = torch.promote_types(weight_VE.dtype, torch.float32)
     old_UE = weight_VE[:used]
