@@ -8,19 +8,21 @@ from typing import Any
 
 from groundup.data.files import files_below
 from groundup.data.hub import hub_files
-from groundup.data.records import SUFFIXES, suffix_of, whole_records
+from groundup.data.records import SUFFIXES, Headed, suffix_of, whole_records
 from groundup.runtime import GroundupError, UsageError
 from groundup.runtime.errors import nearest
 from groundup.runtime.hub import parse_hub_spec
 
 
-def open_records(spec: str, limit: int | None = None) -> Iterator[tuple[str, Any]]:
+def open_records(spec: str, limit: int | None = None, headed: Headed | None = None) -> Iterator[tuple[str, Any]]:
     """Yield the records that ``spec`` names, each with the name of its file and its number there: ``train.jsonl#12``.
 
     Args:
         spec: a file or a folder of .jsonl, .json, .csv, .tsv or .parquet files, compressed or not; or
             ``hf:owner/name[:path-inside]``.
         limit: at most so many.
+        headed: of CSV and TSV, tells by the cells of a first line whether they name the columns; where they do not,
+            columns are called ``1``, ``2`` … Without it they always do.
 
     Raises:
         UsageError: ``spec`` is empty, or names no file.
@@ -30,7 +32,7 @@ def open_records(spec: str, limit: int | None = None) -> Iterator[tuple[str, Any
         raise UsageError(f"--limit {limit}: at least one record is needed.")
     left = -1 if limit is None else limit
     for name, path in _files(spec):
-        for number, record in whole_records(path):
+        for number, record in whole_records(path, headed):
             if left == 0:
                 return
             left -= 1

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from groundup.data.decode import COMPRESSIONS, UnreadableFile, decoded, split_stream
 from groundup.data.document import Document, Dropped
@@ -19,6 +19,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 Skip = Callable[[Dropped], None]
 Record = tuple[int, Any]  # its number in the file, from 1, and what stands there
+Headed = Callable[[Sequence[str]], bool]  # whether the cells of a first line name the columns
 
 
 def read_records(path: Path, suffix: str, name: str, skip: Skip) -> Iterator[Document]:
@@ -40,11 +41,13 @@ def read_records(path: Path, suffix: str, name: str, skip: Skip) -> Iterator[Doc
     yield from _documents(_READERS.get(suffix, _json_lines)(path, fields), path, name, skip)
 
 
-def whole_records(path: Path) -> Iterator[Record]:
+def whole_records(path: Path, headed: Headed | None = None) -> Iterator[Record]:
     """Yield the records of a file as they are, with their numbers: what JSON holds, or a dictionary of columns.
 
     Args:
         path: a file of one of ``SUFFIXES``, compressed or not.
+        headed: of CSV and TSV; where the first line names no columns, they are called ``1``, ``2`` … Without it, it
+            always does.
 
     Raises:
         UnreadableFile: it is damaged, or of no such kind.
@@ -60,6 +63,8 @@ def whole_records(path: Path) -> Iterator[Record]:
             yield from (
                 _json_lines(path) if value is None else enumerate(value if isinstance(value, list) else [value], 1)
             )
+        elif suffix in (".csv", ".tsv"):
+            yield from _csv_records(path, headed=headed)
         else:
             yield from _READERS.get(suffix, _json_lines)(path, None)
 
@@ -129,14 +134,40 @@ def _json_value(path: Path) -> Any:
     return "" if value is None else value
 
 
-def _csv_records(path: Path, fields: Sequence[str] | None = None) -> Iterator[Record]:
+def _csv_records(path: Path, fields: Sequence[str] | None = None, headed: Headed | None = None) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)  # a document is longer than the 128 KB that csv takes for a sane field
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
-    lines = (line + "\n" for line in split_stream(decoded(path), "\n"))  # a quoted field keeps its blank lines
+    quoted = delimiter == "," or _quotes_enclose(path, delimiter)
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    lines = _csv_lines(path)
     try:
-        yield from enumerate(csv.DictReader(lines, delimiter=delimiter), 1)
+        names = next((row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row), [])
+        read = 0
+        if headed is not None and names and not headed(names):
+            first, names = names, [str(column) for column in range(1, len(names) + 1)]
+            read = 1
+            yield read, dict(zip(names, first, strict=True))
+        yield from enumerate(csv.DictReader(lines, names, delimiter=delimiter, quoting=quoting), read + 1)
     except csv.Error as error:
         raise UnreadableFile(path, "damaged", f"not {delimiter!r}-separated values ({error}).") from error
+
+
+def _csv_lines(path: Path) -> Iterator[str]:
+    return (line + "\n" for line in split_stream(decoded(path), "\n"))  # a quoted field keeps its blank lines
+
+
+def _quotes_enclose(path: Path, delimiter: str) -> bool:
+    """Whether quotes stand around cells, as spreadsheets write them, and are no characters of the texts.
+
+    TSV has no quoting of its own (IANA, text/tab-separated-values), so in many files a text begins with a quote and
+    goes on behind the next one. Read as quoted, such a file would lose the lines between the two.
+    """
+    try:
+        for _ in csv.reader(_csv_lines(path), delimiter=delimiter, strict=True):
+            pass
+    except csv.Error:
+        return False
+    return True
 
 
 def _parquet_records(path: Path, fields: Sequence[str] | None = None) -> Iterator[Record]:
