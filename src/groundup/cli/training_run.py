@@ -12,7 +12,7 @@ from groundup.runtime import UsageError, say, write_json
 from groundup.runtime.console import byte_size, clock, quantity
 from groundup.training import PretrainRecipe
 from groundup.training.run import RunFolder, undecided
-from groundup.training.scaling import without_open_shape
+from groundup.training.scaling import DERIVED, without_open_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ def given_by(
     given = from_flags.over(read_recipe(find_recipe(name), PretrainRecipe)) if name else from_flags
     if wants_config:
         recipe = build(PretrainRecipe, without_open_shape(given.values), given.sources)
-        print_config(undecided(recipe, given.values))
+        print_config(undecided(recipe, given.values, DERIVED))
         return None
     return given
 

@@ -17,13 +17,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from groundup.model import Transformer, load_model
 from groundup.runtime import GroundupError, atomic_folder, os_errors, read_json, warn
@@ -39,6 +39,7 @@ from groundup.runtime.process_group import RANK_TIMEOUT_SECONDS, World, from_mai
 from groundup.tokenizer import Tokenizer
 from groundup.training.checkpoint_state import (
     EXTRA,
+    OWN,
     RAW,
     STATE,
     Contents,
@@ -64,7 +65,7 @@ class Restored:
         folder: where it lies.
         state: the JSON part: step, seconds, generators, …
         tensors: the optimizers' state, for :func:`restore_optimizers`.
-        weights: the model's state dict, whole tensors in float32.
+        weights: the model's state dict, whole tensors in float32; empty where none was saved.
         extra: the further tensors that were saved; a mapping that can also give a rank its part of them.
     """
 
@@ -103,7 +104,7 @@ class Checkpoints:
 
     def save(
         self,
-        model: Transformer,
+        model: Transformer | None,
         tokenizer: Tokenizer,
         optimizers: Optimizers,
         state: Mapping[str, Any],
@@ -111,6 +112,8 @@ class Checkpoints:
         best: bool,
         extra: Mapping[str, Tensor] | None = None,
         exported: Mapping[str, Tensor] | None = None,
+        trained: nn.Module | None = None,
+        beside: Callable[[Path], None] | None = None,
     ) -> Path:
         """Begin to write a checkpoint, and return at once.
 
@@ -121,11 +124,14 @@ class Checkpoints:
         Until :meth:`settle` or :meth:`finish` the tensors must not change.
 
         Args:
+            model: whose weights are saved for others to open; None where there is no whole model, as of adapters alone.
             state: what JSON can say; has ``step``.
             best: whether this is the best so far.
             extra: further tensors by name, such as averaged weights and the loss scale.
             exported: what ``model.safetensors`` is to hold instead of the model's own weights, by their names; those
                 then go to ``training_state``.
+            trained: whose parameters the optimizers hold, where that is not ``model`` itself but built around it.
+            beside: writes further files into the folder, in the background.
 
         Returns:
             Where the checkpoint will be.
@@ -138,7 +144,9 @@ class Checkpoints:
         path = self.folder / f"step-{state['step']:06d}"
         text = json.dumps(dict(state), indent=2, ensure_ascii=False) + "\n"
         self._failure, self._told = None, True
-        contents = Contents(model, self.world)
+        whole = model if trained is None else trained
+        assert whole is not None, "nothing to save"
+        contents = Contents(model, whole, self.world)
         weights, apart = contents.model_files(exported)
         files = weights + contents.state_files(optimizers, extra, apart)
         try:
@@ -147,7 +155,7 @@ class Checkpoints:
             self._failure, self._told = error, False
             self._tell()
             return path
-        numbers = sum(parameter.numel() for parameter in model.parameters())
+        numbers = sum(parameter.numel() for parameter in whole.parameters())
         live = LiveWriter(files, COPIES * 4 * numbers)
 
         def work() -> None:
@@ -156,7 +164,12 @@ class Checkpoints:
                 return
             with _known_as(path, place), atomic_folder(path, place):
                 digests = live.write(place)
-                describe(model, tokenizer, weights, place)
+                if model is None:
+                    tokenizer.save(place)
+                else:
+                    describe(model, tokenizer, weights, place)
+                if beside is not None:
+                    beside(place)
                 (place / STATE).mkdir(exist_ok=True)
                 (place / STATE / "state.json").write_text(text, encoding="utf-8")
                 write_checksums(place, digests | self._others(place))
@@ -370,8 +383,9 @@ class Checkpoints:
     def _load(self, path: Path) -> Restored:
         state = read_json(path / STATE / "state.json", "training state")
         pieces = Pieces.open(path / STATE)
-        model = load_model(path)
-        weights: dict[str, Tensor] = dict(model.state_dict())
+        # Where there are parameters of the run's own, they may be all that it trains.
+        alone = any(pieces.below(EXTRA).below(OWN)) and not (path / "config.json").exists()
+        weights: dict[str, Tensor] = {} if alone else dict(load_model(path).state_dict())
         raw = pieces.below(RAW)
         for name in raw:
             if name not in weights or tuple(weights[name].shape) != raw.shape(name):

@@ -34,6 +34,7 @@ from groundup.training.checkpoint_writer import Entry, LiveFile, Moment
 Optimizers = Mapping[str, torch.optim.Optimizer]
 STATE = "training_state"
 EXTRA, RAW = "extra", "model"  # first part of the name of a tensor that is not an optimizer's
+OWN = "own"  # and, among the extra ones, of a trained parameter that the saved model has no place for
 _SHARDING, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"  # torch.distributed.checkpoint's words
 
 
@@ -56,12 +57,14 @@ class Contents:
     """The tensors of one save, as this rank sees them.
 
     Args:
-        model: whose weights.
+        model: the one that is saved for others to open; None where there is none.
+        trained: whose parameters the optimizers hold: that model, or what is built around it.
         world: the ranks that save together.
         moments: by GPU, when to read it.
     """
 
-    model: Transformer
+    model: Transformer | None
+    trained: nn.Module
     world: World
     moments: dict[torch.device, Moment] = field(default_factory=dict)
 
@@ -89,8 +92,11 @@ class Contents:
         Raises:
             UsageError: the model has adapters or quantized layers.
         """
-        own: dict[str, Tensor] = dict(self.model.state_dict())
-        links = links_of(self.model)
+        model = self.model
+        if model is None:
+            return [], []
+        own: dict[str, Tensor] = dict(model.state_dict())
+        links = links_of(model)
         needed = dict.fromkeys(place.name for link in links for place in link.ours)
         if lost := next((name for name in needed if name not in own), None):
             raise UsageError(
@@ -98,8 +104,8 @@ class Contents:
                 "adapters, or save them by themselves (groundup.model.save_adapter)."
             )
         given = own | dict(exported or {})
-        tensors, owned = self._gathered({name: given[name] for name in needed})
-        tied = {"head.weight"} if self.model.config.tie_embeddings else set()
+        tensors, owned = self._gathered(model, {name: given[name] for name in needed})
+        tied = {"head.weight"} if model.config.tie_embeddings else set()
         apart = [name for name in own if name in (exported or {}) or (name not in needed and name not in tied)]
         if not self.world.is_main:
             return [], apart
@@ -114,9 +120,9 @@ class Contents:
             files.append(LiveFile("model.safetensors" if len(groups) == 1 else several, entries))
         return files, apart
 
-    def _gathered(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    def _gathered(self, model: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
         """Sharded tensors whole (on rank 0; elsewhere empty), and the names of those that are copies by now."""
-        changing = {name for name, _ in self.model.named_buffers()}
+        changing = {name for name, _ in model.named_buffers()}
         found, owned = dict(tensors), set()
         for name, tensor in tensors.items():
             if hasattr(tensor, "full_tensor"):
@@ -140,9 +146,9 @@ class Contents:
             extra: further tensors by name.
             apart: names of the model's tensors that belong here.
         """
-        own = self.model.state_dict()
+        own = {} if self.model is None else self.model.state_dict()
         groups: dict[str, dict[str, Tensor]] = {RAW: {f"{RAW}/{name}": own[name] for name in apart}}
-        for name, tensor in optimizer_tensors(self.model, optimizers).items():
+        for name, tensor in optimizer_tensors(self.trained, optimizers).items():
             kind, _, key = name.split("/")
             groups.setdefault(f"{kind}-{key}", {})[name] = tensor
         groups[EXTRA] = {f"{EXTRA}/{name}": tensor for name, tensor in (extra or {}).items()}

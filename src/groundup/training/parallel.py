@@ -11,16 +11,18 @@ PyTorch; Rajbhandari et al. 2020, ZeRO stage 3).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from groundup.model import Transformer
 from groundup.optim.sharded import cut_like, local_part
 from groundup.runtime.process_group import World
 from groundup.training.objectives import Metrics, Objective
+from groundup.training.recipe import RunKeys
 
 Way = Literal["none", "ddp", "fsdp"]
 
@@ -40,12 +42,27 @@ class Stepper(nn.Module):
         return self.objective(self.model, batch)
 
 
+def equip(model: Transformer, recipe: RunKeys) -> Transformer:
+    """Give a model the attention backend and the checkpointing that the recipe names; what is ``auto`` stays."""
+    if recipe.attention != "auto":
+        model.backend = recipe.attention
+    if recipe.checkpointing != "auto":
+        model.checkpointing = recipe.checkpointing
+    return model
+
+
+def _blocks(model: nn.Module) -> Iterable[nn.Module]:
+    """The blocks of the model, or of the one that it is built around."""
+    around: Any = next((part for part in model.modules() if hasattr(part, "blocks")), None)
+    return () if around is None else around.blocks
+
+
 def compile_blocks(model: nn.Module) -> None:
     """Compile each block of the model where it stands; blocks of one kind share what was compiled.
 
     Whole models compile into something a little faster, but take as many times longer as they have blocks.
     """
-    for block in getattr(model, "blocks", []):
+    for block in _blocks(model):
         block.compile()
 
 
@@ -71,7 +88,7 @@ def spread(stepper: Stepper, world: World, way: Way) -> nn.Module:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (world.size,))
-    for block in getattr(stepper.model, "blocks", []):
+    for block in _blocks(stepper.model):
         fully_shard(block, mesh=mesh)
     # The rest, embedding and head, stays gathered between the two passes: the loss reads the head after the model.
     fully_shard(stepper.model, mesh=mesh, reshard_after_forward=False)
@@ -112,7 +129,7 @@ def full_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_full(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_full(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put whole tensors into a model whose parameters may be sharded: each rank takes its part."""
     own = dict(model.state_dict())
     for name, tensor in tensors.items():

@@ -15,7 +15,7 @@ from groundup.data import SENTINEL_TOKENS, PreparedData, TokenSet, prepare
 from groundup.model import ModelConfig, explain, fastest_backend
 from groundup.model.memory import loss_chunk
 from groundup.report import check_trackers
-from groundup.runtime import GroundupError, UsageError, read_json, say, warn, write_json
+from groundup.runtime import GroundupError, UsageError, read_json, warn, write_json
 from groundup.runtime.console import byte_size, clock, flop_rate, quantity
 from groundup.runtime.device import (
     Precision,
@@ -24,7 +24,6 @@ from groundup.runtime.device import (
     choose_precision,
     keep_freed_memory,
     matmul_flops,
-    memory_left,
 )
 from groundup.runtime.environment import describe_environment
 from groundup.runtime.files import folder_lock
@@ -33,7 +32,7 @@ from groundup.tokenizer import Tokenizer
 from groundup.training.checkpoint import Checkpoints
 from groundup.training.parallel import settle_way
 from groundup.training.profile import parse_steps
-from groundup.training.recipe import PretrainRecipe
+from groundup.training.recipe import FIXED, PretrainRecipe
 from groundup.training.run import RunFolder, resolved, resume_values, settle_length
 from groundup.training.scaling import (
     EFFICIENCY,
@@ -45,9 +44,7 @@ from groundup.training.scaling import (
     vocabulary_limit,
     without_open_shape,
 )
-
-MEMORY_SHARE = 0.8  # of the memory that is left, which a run may plan to use
-LONG_ENOUGH_TO_COMPILE = 1200.0  # seconds of training below which trying torch.compile costs more than it can bring
+from groundup.training.trials import fit, worth_compiling
 
 _PLAN = {  # what the plan shows, by section
     "model": [f"model.{key}" for key in ("n_layer", "n_embd", "n_head", "vocab_size", "context_length", "dropout")],
@@ -205,7 +202,8 @@ def _plan(given: Given, world: World) -> Pretraining:
     if defaults.profile is not None:
         parse_steps(defaults.profile)
     run = RunFolder(Path(defaults.out))
-    before = resume_values(run, given, trained=bool(Checkpoints(run.checkpoints).all()))
+    trained = bool(Checkpoints(run.checkpoints).all())
+    before = resume_values(run, given, PretrainRecipe, FIXED, trained=trained)
     derived_before = run.derived(given) if before else []
     given = before or _with_model_of(given)
     recipe = build(PretrainRecipe, without_open_shape(given.values), given.sources)
@@ -230,7 +228,7 @@ def _plan(given: Given, world: World) -> Pretraining:
             f"{recipe.batch_tokens:,}), so that each step reads some of it again. Give more text, or a smaller batch."
         )
     settled: dict[str, Any] = {"parallel": "auto" if world.size == 1 else settle_way(recipe.parallel, world)}
-    micro_batch, checkpointing, why = _fit(recipe, device, precision, world, fixed=fixed)
+    micro_batch, checkpointing, why = fit(recipe, device, precision, world, fixed=fixed)
     if micro_batch != recipe.micro_batch:
         plan.derived = [entry for entry in plan.derived if entry.key != "micro_batch"]
         plan.derived.append(Derived("micro_batch", micro_batch, f"what fits: {why}"))
@@ -245,7 +243,7 @@ def _plan(given: Given, world: World) -> Pretraining:
         recipe = replace(recipe, device=str(device))
     pretraining = Pretraining(run, recipe, plan.derived, prepared, budget, device, speed, world, sets)
     if recipe.compile is None:
-        compiled, why = _worth_compiling(pretraining)
+        compiled, why = worth_compiling(pretraining)
         plan.derived.append(Derived("compile", compiled, why))
         pretraining = replace(pretraining, recipe=replace(recipe, compile=compiled))
     values = resolved(pretraining.recipe, plan.values)
@@ -368,82 +366,3 @@ def _prepare(
         data_dir=Path(recipe.data_dir) if recipe.data_dir else None,
         limit=recipe.limit,
     )
-
-
-# ---- trials
-
-
-def _fit(
-    recipe: PretrainRecipe, device: torch.device, precision: Precision, world: World, *, fixed: bool
-) -> tuple[int, Any, str]:
-    """Sequences at once, and what is computed again, so that the step fits into memory as it is predicted to be.
-
-    Fewer sequences are tried first, as far as the ranks can share a step's evenly; when one sequence alone is too much,
-    activations are computed again.
-
-    Args:
-        fixed: the recipe's micro-batch is to stay as it is.
-
-    Returns:
-        micro-batch, checkpointing, and the reason.
-    """
-    config, given = recipe.model, recipe.micro_batch or 1
-    chunk = recipe.loss.chunk or loss_chunk(config.vocab_size)
-    per_step = max(1, (recipe.batch_tokens or 0) // config.context_length)
-    if per_step % world.size:
-        raise UsageError(
-            f"batch_tokens = {recipe.batch_tokens} is {per_step} sequences, which {world.size} processes cannot share. "
-            f"Give a multiple of {world.size} x context_length = {world.size * config.context_length}."
-        )
-    ours = per_step // world.size
-    sizes = [n for n in range(min(given, ours), 0, -1) if ours % n == 0]
-    if fixed:
-        if (recipe.batch_tokens or 0) % (given * config.context_length * world.size):
-            by_processes = f" x {world.size} processes" if world.size > 1 else ""
-            raise UsageError(
-                f"batch_tokens = {recipe.batch_tokens} is not a multiple of micro_batch x context_length{by_processes} "
-                f"= {given} x {config.context_length}{by_processes}."
-            )
-        sizes = [given]
-    ways: list[Any] = ["none", "selective", "block"] if recipe.checkpointing == "auto" else [recipe.checkpointing]
-    room = memory_left(device)
-    room = None if room is None else int(MEMORY_SHARE * room) // (world.size if device.type == "cpu" else 1)
-    share = world.size if settle_way(recipe.parallel, world) == "fsdp" else 1
-
-    def needs(sequences: int, way: Any) -> int:
-        costs = explain(
-            config, sequences, activation_dtype_bytes=activation_dtype(precision).itemsize,
-            optimizer=recipe.optim.optimizer, checkpointing=way, loss_chunk=chunk,
-        ).training  # fmt: skip
-        fixed = costs.weights + costs.gradients + costs.moments
-        return costs.total - fixed + fixed // share
-
-    for way in ways:
-        for sequences in sizes:
-            if room is None or needs(sequences, way) <= room:
-                why = f"{byte_size(needs(sequences, way))} predicted"
-                return sequences, way, why + (f", {byte_size(room)} to be had" if room is not None else "")
-    say(
-        f"  This model is predicted to need {byte_size(needs(sizes[-1], ways[-1]))} of memory; "
-        f"{byte_size(room or 0)} are to be had. Trying all the same."
-    )
-    return sizes[-1], ways[-1], "more than is predicted to fit"
-
-
-def _worth_compiling(it: Pretraining) -> tuple[bool, str]:
-    """Try torch.compile on a few steps where the run is long enough for it to pay; whether it did, and why."""
-    from groundup.training.trials import seconds_per_micro_batch
-
-    expected = it.expected_seconds() or 0.0
-    if expected < LONG_ENOUGH_TO_COMPILE:
-        return False, f"runs under {clock(LONG_ENOUGH_TO_COMPILE)} are over before it pays; --compile true insists"
-    if it.world.size > 1:
-        return False, "not tried on several processes; --compile true insists"
-    say("Trying torch.compile on a few steps …")
-    plain, _ = seconds_per_micro_batch(it, compiled=False)
-    fast, to_compile = seconds_per_micro_batch(it, compiled=True)
-    if fast is None or plain is None:
-        return False, "torch.compile failed here"
-    saved = expected * (1 - fast / plain) - to_compile
-    shown = f"measured: {1000 * plain:.0f} ms a micro-batch, {1000 * fast:.0f} compiled, {to_compile:.0f} s to compile"
-    return saved > 0, shown

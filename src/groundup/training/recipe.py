@@ -1,15 +1,145 @@
-"""What a pretraining run can be told."""
+"""What a run can be told: the keys that all kinds have, and those of pretraining."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from groundup.data import CorpusRecipe, LoaderRecipe
 from groundup.model import ModelConfig
 from groundup.optim import OptimConfig
 from groundup.runtime import UsageError
 from groundup.runtime.monitor import WORLD_GRAMS_PER_KWH
+
+
+class RunKeys(Protocol):
+    """The keys that runs of every kind have; what each means is said once more in the help of the recipe that has it.
+
+    Recipes have these fields and do not inherit them: a dataclass puts inherited fields first, where help and
+    recipe.yaml show keys in an order that suits the kind of run.
+    """
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+
+    @property
+    def device(self) -> str:
+        """``auto``, or a device's name."""
+
+    @property
+    def precision(self) -> Literal["auto", "float32", "tf32", "bfloat16", "float16"]:
+        """Of the forward pass."""
+
+    @property
+    def attention(self) -> Literal["auto", "explicit", "sdpa", "flex"]:
+        """The attention backend."""
+
+    @property
+    def compile(self) -> bool | None:
+        """Whether blocks are compiled; None where that is still to be tried."""
+
+    @property
+    def checkpointing(self) -> Literal["auto", "none", "selective", "block"]:
+        """What of the activations is computed again."""
+
+    @property
+    def parallel(self) -> Literal["auto", "ddp", "fsdp"]:
+        """How several processes share the work."""
+
+    @property
+    def rank_timeout(self) -> float:
+        """Seconds after which a process counts as lost."""
+
+    @property
+    def minutes(self) -> float | None:
+        """What the run may take."""
+
+    @property
+    def max_steps(self) -> int | None:
+        """Optimizer steps of the run."""
+
+    @property
+    def batch_tokens(self) -> int | None:
+        """Positions of an optimizer step."""
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Samples that pass through the model at once."""
+
+    @property
+    def log_every(self) -> int:
+        """Steps between rows of metrics."""
+
+    @property
+    def save_every(self) -> int | None:
+        """Steps between checkpoints."""
+
+    @property
+    def eval_every(self) -> int | None:
+        """Steps between evaluations."""
+
+    @property
+    def early_stop(self) -> int:
+        """Evaluations without a better loss before the run ends; 0 for never."""
+
+    @property
+    def patience(self) -> int:
+        """Steps in a row without finite gradients before the run goes back."""
+
+    @property
+    def keep(self) -> int:
+        """Checkpoints kept besides the best."""
+
+    @property
+    def keep_every(self) -> int | None:
+        """Checkpoints at multiples of so many steps are kept for good."""
+
+    @property
+    def track(self) -> Sequence[str]:
+        """Where metrics go besides metrics.jsonl."""
+
+    @property
+    def profile(self) -> str | None:
+        """Steps to trace."""
+
+    @property
+    def monitor_every(self) -> float:
+        """Seconds between looks at the hardware; 0 for none."""
+
+    @property
+    def watts(self) -> float | None:
+        """What the machine draws, where a meter says it."""
+
+    @property
+    def grams_per_kwh(self) -> float:
+        """CO2 of the electricity."""
+
+    @property
+    def resume(self) -> bool:
+        """Whether a run that is there may be gone on with."""
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer and its schedule."""
+
+
+def check_run_keys(recipe: RunKeys) -> None:
+    """Refuse what no kind of run can do.
+
+    Raises:
+        UsageError: a number is out of its range.
+    """
+    for name, least in (("log_every", 1), ("save_every", 1), ("eval_every", 1), ("keep_every", 1), ("patience", 1)):
+        value = getattr(recipe, name)
+        if value is not None and value < least:
+            raise UsageError(f"{name} = {value} must be at least {least}.")
+    for name in ("early_stop", "monitor_every"):
+        if not getattr(recipe, name) >= 0:
+            raise UsageError(f"{name} = {getattr(recipe, name)} must not be negative.")
+    if not recipe.rank_timeout > 0:
+        raise UsageError(f"rank_timeout = {recipe.rank_timeout} must be above 0 seconds.")
 
 
 @dataclass(frozen=True)
@@ -158,12 +288,10 @@ class PretrainRecipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("log_every", 1), ("save_every", 1), ("eval_every", 1), ("keep_every", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} = {value} must be at least {least}.")
-        for name in ("early_stop", "monitor_every"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} = {getattr(self, name)} must not be negative.")
-        if not self.rank_timeout > 0:
-            raise UsageError(f"rank_timeout = {self.rank_timeout} must be above 0 seconds.")
+        check_run_keys(self)
+
+
+# Changing one of these makes another run: its weights, its text or its order would not be those of the checkpoint.
+FIXED: tuple[str, ...] = ("model.", "tokenizer.", "corpus.", "data", "limit", "seed", "batch_tokens")
+FIXED += ("optim.optimizer", "optim.rules")
+FIXED += ("loader.packing", "loader.fim_rate", "loader.fim_spm_rate", "loader.mixture", "loader.schedule")

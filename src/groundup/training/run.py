@@ -13,7 +13,7 @@ report.html        see the report room
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,8 @@ from typing import Any
 from groundup.config import Given, flatten, keys_of, read_recipe, save_recipe
 from groundup.optim import Horizon
 from groundup.runtime import UsageError, read_json, say, write_json
-from groundup.training.recipe import PretrainRecipe
-from groundup.training.scaling import DERIVED, Derived
+from groundup.training.scaling import Derived
 
-# Changing one of these makes another run: its weights, its text or its order would not be those of the checkpoint.
-FIXED: tuple[str, ...] = ("model.", "tokenizer.", "corpus.", "data", "limit", "seed", "batch_tokens")
-FIXED += ("optim.optimizer", "optim.rules")
-FIXED += ("loader.packing", "loader.fim_rate", "loader.fim_spm_rate", "loader.mixture", "loader.schedule")
 # These choose where and whether to go on, not what is computed.
 NOT_COMPARED = ("out", "resume", "data_dir", "keep")
 
@@ -53,10 +48,10 @@ class RunFolder:
         """The prepared text."""
         return self.path / "data"
 
-    def saved(self) -> Given | None:
-        """The resolved recipe of the run that is here, or None."""
+    def saved(self, cls: type) -> Given | None:
+        """The resolved recipe, a ``cls``, of the run that is here, or None."""
         recipe = self.path / "recipe.yaml"
-        return read_recipe(recipe, PretrainRecipe) if recipe.is_file() else None
+        return read_recipe(recipe, cls) if recipe.is_file() else None
 
     def save_recipe(self, values: Mapping[str, Any], derived: list[Derived]) -> None:
         """Write recipe.yaml, each derived value with its reason."""
@@ -107,16 +102,18 @@ def settle_length(given: Given) -> Given:
     return Given({key: value for key, value in given.values.items() if key not in dropped}, given.sources)
 
 
-def resume_values(run: RunFolder, given: Given, *, trained: bool) -> Given | None:
+def resume_values(run: RunFolder, given: Given, cls: type, fixed: Sequence[str], *, trained: bool) -> Given | None:
     """Given values over those of the run that is here; None where there is none, or none worth keeping.
 
     Args:
+        cls: the dataclass of the recipe.
+        fixed: keys, and sections with a dot behind them, that cannot change within a run.
         trained: the run has a checkpoint. One that has none gives way to a command that wants another.
 
     Raises:
         UsageError: a value that cannot change within a run differs, or resuming was refused.
     """
-    saved = run.saved()
+    saved = run.saved(cls)
     if saved is None:
         return None
     if trained and given.values.get("resume") is False:
@@ -127,7 +124,7 @@ def resume_values(run: RunFolder, given: Given, *, trained: bool) -> Given | Non
         before = saved.values.get(key)
         if key in NOT_COMPARED or value == before or value is None or value == "auto":
             continue
-        if any(key == fixed or (fixed.endswith(".") and key.startswith(fixed)) for fixed in FIXED):
+        if any(key == one or (one.endswith(".") and key.startswith(one)) for one in fixed):
             if not trained:
                 return None
             raise UsageError(
@@ -146,15 +143,20 @@ def resume_values(run: RunFolder, given: Given, *, trained: bool) -> Given | Non
     return Given({**saved.values, **kept}, {**saved.sources, **given.sources})
 
 
-def undecided(recipe: PretrainRecipe, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Every recipe key with its value before anything is derived; null for what will be."""
-    keys = keys_of(PretrainRecipe)
+def undecided(recipe: Any, values: Mapping[str, Any], derived: Collection[str]) -> dict[str, Any]:
+    """Every key of a recipe (a dataclass) with its value before anything is derived; null for what will be.
+
+    Args:
+        values: what was given, by dotted key.
+        derived: the keys that need not be.
+    """
+    keys = keys_of(type(recipe))
     flat = flatten(asdict(recipe), keys)
-    return {key: values.get(key, None if key in DERIVED else flat[key]) for key in keys}
+    return {key: values.get(key, None if key in derived else flat[key]) for key in keys}
 
 
-def resolved(recipe: PretrainRecipe, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Every recipe key with the value it came to, in the order of the recipe's fields."""
-    keys = keys_of(PretrainRecipe)
+def resolved(recipe: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of a recipe (a dataclass) with the value it came to, in the order of its fields."""
+    keys = keys_of(type(recipe))
     flat = flatten(asdict(recipe), keys)
     return {key: flat[key] for key in keys if flat.get(key) is not None or key in values}
