@@ -27,9 +27,8 @@ from attention_bench import machine, rounded, say
 from decode_page import quantization
 
 import groundup
-from groundup.cli.training_run import token_lengths
 from groundup.data import open_source
-from groundup.evaluation import divergence
+from groundup.evaluation import bytes_per_token, divergence
 from groundup.inference import EngineSettings
 from groundup.inference.speed import decode_speed
 from groundup.model import Transformer, quantize_model
@@ -85,7 +84,7 @@ def main() -> None:
     models = {name: made(lm.model, way) for name, way in WAYS.items()}
     rows: list[dict[str, Any]] = []
     for name, model in models.items():
-        found = divergence(lm.model, model, ids, token_lengths(lm.tokenizer), context, start_id=int(ids[0]))
+        found = divergence(lm.model, model, ids, bytes_per_token(lm.tokenizer), context, start_id=int(ids[0]))
         rows.append(
             {"way": name, "bytes": nbytes(model), "perplexity": found.changed_perplexity, "kl": found.kl,
              "kl_99": found.kl_99, "agreement": found.agreement, "bits_per_byte": found.changed_bits_per_byte,

@@ -139,8 +139,7 @@ def _loss(original: LanguageModel, changed: LanguageModel, text: Source, most: i
     """Both models on the beginning of some text, whose documents follow each other."""
     import numpy as np
 
-    from groundup.cli.training_run import token_lengths
-    from groundup.evaluation import divergence
+    from groundup.evaluation import bytes_per_token, divergence
 
     tokenizer, ids = original.tokenizer, list[int]()
     start = original.prompt_ids("the")[: -len(tokenizer.encode("the"))]  # what stands before every document
@@ -151,7 +150,7 @@ def _loss(original: LanguageModel, changed: LanguageModel, text: Source, most: i
     context = min(original.model.config.context_length, LONGEST_CONTEXT)
     start_id = start[-1] if start else (ids or [0])[0]
     return divergence(
-        original.model, changed.model, np.array(ids[:most]), token_lengths(tokenizer), context, start_id=start_id
+        original.model, changed.model, np.array(ids[:most]), bytes_per_token(tokenizer), context, start_id=start_id
     )
 
 

@@ -14,6 +14,7 @@ COMMANDS = {  # name: (module, one line); the order is the life of a model
     "tokenizer": ("tokenizer", "train, encode, decode, inspect, import, bench: text to token ids and back"),
     "models": ("models", "list, get, verify, remove: models of the hub on this machine"),
     "pretrain": ("pretrain", "train a model from a recipe"),
+    "finetune": ("finetune", "teach a model to answer, or to sort texts into classes"),
     "generate": ("generate", "continue a prompt, or a file of them"),
     "chat": ("chat", "talk to a model in the terminal"),
     "inspect": ("inspect_model", "a text as the model sees it: surprise, attention, logit lens"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from groundup.cli.arguments import print_config, recipe_arguments
@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     from groundup.data import TokenSet
     from groundup.evaluation import BitsPerByte
     from groundup.model import Transformer
-    from groundup.tokenizer import Tokenizer
     from groundup.training import Pretraining
 
 
 def given_by(
-    arguments: Sequence[str], command: str, description: str, *, default_recipe: str | None = None
-) -> Given | None:
+    arguments: Sequence[str], command: str, description: str, *, default_recipe: str | None = None,
+    cls: type = PretrainRecipe, derived: Collection[str] = DERIVED,
+) -> Given | None:  # fmt: skip
     """The recipe's keys under the flags' keys.
+
+    Args:
+        cls: the dataclass of the recipe.
+        derived: its keys that need not be given.
 
     Returns:
         None when ``--print-config`` has printed what it came to.
@@ -43,16 +47,16 @@ def given_by(
     if not words and default_recipe is None:
         known = ", ".join(recipe_files())
         raise UsageError(f"groundup {command} needs a recipe (a YAML file, or one of {known}) or flags; see --help.")
-    from_flags = parse_recipe_flags(flags, PretrainRecipe, command, description, takes=takes)
+    from_flags = parse_recipe_flags(flags, cls, command, description, takes=takes)
     if default_recipe is not None and name is not None:
         raise UsageError(
             f"groundup {command} takes no recipe, but got {name}. Use --data {name} for a text, or groundup pretrain."
         )
     name = name or default_recipe
-    given = from_flags.over(read_recipe(find_recipe(name), PretrainRecipe)) if name else from_flags
+    given = from_flags.over(read_recipe(find_recipe(name), cls)) if name else from_flags
     if wants_config:
-        recipe = build(PretrainRecipe, without_open_shape(given.values), given.sources)
-        print_config(undecided(recipe, given.values, DERIVED))
+        recipe: Any = build(cls, without_open_shape(given.values), given.sources)
+        print_config(undecided(recipe, given.values, derived))
         return None
     return given
 
@@ -75,7 +79,10 @@ def run(given: Given) -> RunFolder | None:
     with process_group(device, float(values.get("rank_timeout") or PretrainRecipe.rank_timeout)) as world:
         planned = plan_pretraining(given, world)
         _say_text(planned)
-        _announce(planned)
+        announce(
+            planned.plan_rows(),
+            "Any of these can be set: --depth, --learning-rate, --batch-tokens …  --print-config shows every key.",
+        )
         _, done = pretrain(planned, Hooks(evaluate=held_out_loss, sample=samples))
     if not world.is_main:
         return None
@@ -97,7 +104,7 @@ def held_out_loss(model: Transformer, pretraining: Pretraining, *, whole: bool =
         whole: all of it in windows that overlap by half, for the final figure; otherwise about ``eval_tokens``, in
             windows spread evenly, each read without what stands before it: much cheaper and a little pessimistic.
     """
-    from groundup.evaluation import bits_per_byte, model_scorer
+    from groundup.evaluation import bits_per_byte, bytes_per_token, model_scorer
 
     recipe, prepared = pretraining.recipe, pretraining.prepared
     context = recipe.model.context_length
@@ -105,7 +112,7 @@ def held_out_loss(model: Transformer, pretraining: Pretraining, *, whole: bool =
     return bits_per_byte(
         model_scorer(model, pretraining.device, precision),
         prepared.val.read(0, prepared.val.n_tokens) if whole else _spread(prepared.val, recipe.eval_tokens, context),
-        token_lengths(prepared.tokenizer),
+        bytes_per_token(prepared.tokenizer),
         context,
         start_id=prepared.tokenizer.end_of_text_id or 0,
         stride=None if whole else context,
@@ -122,17 +129,6 @@ def _spread(tokens: TokenSet, most: int, context: int) -> npt.NDArray[np.integer
         return tokens.read(0, tokens.n_tokens)
     starts = np.linspace(0, windows - 1, wanted).astype(int) * context
     return np.concatenate([tokens.read(int(start), context) for start in starts])
-
-
-def token_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """UTF-8 bytes each token stands for, 0 for special tokens; shape [vocab_size]."""
-    import numpy as np
-
-    special = set(tokenizer.special_tokens.values())
-    return np.array(
-        [0 if i in special else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)],
-        dtype=np.int64,
-    )
 
 
 def samples(model: Transformer, pretraining: Pretraining, step: int) -> list[dict[str, Any]]:
@@ -202,16 +198,17 @@ def _say_text(planned: Pretraining) -> None:
     )
 
 
-def _announce(planned: Pretraining) -> None:
+def announce(rows: Sequence[Mapping[str, Any]], hint: str) -> None:
+    """Show what a run will do: rows of section, key, value and why."""
     from rich.table import Table
 
     table = Table(title="The plan", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     section = ""
-    for row in planned.plan_rows():
+    for row in rows:
         shown, section = (row["section"] if row["section"] != section else ""), row["section"]
         table.add_row(shown, row["key"], _show(row["value"]), row["why"])
     say(table)
-    say("Any of these can be set: --depth, --learning-rate, --batch-tokens …  --print-config shows every key.")
+    say(hint)
 
 
 def _show(value: Any) -> str:

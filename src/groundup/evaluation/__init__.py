@@ -8,7 +8,7 @@ This room scores; it never changes a model, and knows nothing of training. torch
 model is called.
 """
 
-from groundup.evaluation.bits_per_byte import BitsPerByte, Score, bits_per_byte, model_scorer
+from groundup.evaluation.bits_per_byte import BitsPerByte, Score, bits_per_byte, bytes_per_token, model_scorer
 from groundup.evaluation.comparison import compare
 from groundup.evaluation.compressors import compressor_rows
 from groundup.evaluation.divergence import Divergence, divergence
@@ -20,6 +20,7 @@ __all__ = [
     "KneserNeyModel",
     "Score",
     "bits_per_byte",
+    "bytes_per_token",
     "compare",
     "compressor_rows",
     "divergence",

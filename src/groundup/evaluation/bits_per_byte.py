@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from groundup.runtime.device import Precision
+    from groundup.tokenizer import Tokenizer
 
 # B windows of a batch   T positions of a window   V vocabulary
 
@@ -188,3 +189,11 @@ def model_scorer(model: torch.nn.Module, device: torch.device | str, precision: 
         return losses.view(labels_BT.shape).cpu().numpy()
 
     return score
+
+
+def bytes_per_token(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes each token stands for, 0 for special tokens; shape [V]."""
+    special = set(tokenizer.special_tokens.values())
+    return np.array(
+        [0 if i in special else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], dtype=np.int64
+    )

@@ -125,8 +125,7 @@ class LanguageModel:
         settings: EngineSettings | None = None, drafter: Drafter | None = None,
     ) -> None:  # fmt: skip
         self.model, self.tokenizer = model.eval(), tokenizer
-        own = tokenizer.end_of_text_id
-        ends = {*end_of_text, *(() if own is None else (own,))}
+        ends = {*end_of_text, *tokenizer.end_ids}
         self.engine = Engine(
             self.model, end_of_text=ends, vocab_size=tokenizer.vocab_size, settings=settings, drafter=drafter
         )
@@ -296,5 +295,5 @@ class LanguageModel:
         with atomic_folder(path) as place:
             end = self.tokenizer.end_of_text_id
             begin = self.tokenizer.special_tokens.get(self.tokenizer.vocabulary.bos_token or "", end)
-            save_model(self.model, place, bos_id=begin, eos_id=end)
+            save_model(self.model, place, bos_id=begin, eos_id=end, end_ids=self.tokenizer.end_ids)
             self.tokenizer.save(place)

@@ -17,11 +17,9 @@ class ExamplesRecipe:
 
     Args:
         form: alpaca, sharegpt, messages, prompt-completion or text; auto looks at the first record
-        columns: what a field of the form is called in the file, such as {prompt: question, completion: answer}
         template: the chat template: chatml, llama2, llama3, alpaca, vicuna or Jinja source; null takes the model's own,
             and chatml where it has none
         turns: learn every answer of the assistant, or the last one
-        too_long: an example longer than the context is refused, cut or dropped
         packing: best_fit puts several examples into a row, padded one; the loss is the same
         least_tokens: leave out examples of which fewer tokens are learnt
         most_tokens: leave out examples of which more tokens are learnt
@@ -37,10 +35,8 @@ class ExamplesRecipe:
     """
 
     form: Literal["auto", "alpaca", "sharegpt", "messages", "prompt-completion", "text"] = "auto"
-    columns: dict[str, str] = field(default_factory=dict)
     template: str | None = None
     turns: Literal["all", "last"] = "all"
-    too_long: Literal["refuse", "cut", "drop"] = "refuse"
     packing: Literal["best_fit", "padded"] = "best_fit"
     least_tokens: int = 1
     most_tokens: int | None = None
@@ -69,11 +65,9 @@ class ClassesRecipe:
     """Texts to sort into classes, for the task classify.
 
     Args:
-        columns: which columns hold what, such as {text: review, label: stars}; found out by looking where it can be
         test: labelled texts to measure on at the end; null holds out test_fraction
         test_fraction: of the texts of each class, held out where there is no test
         pooling: what of a text is looked at: its last token, or the mean of all
-        too_long: a text longer than the context is cut or refused
         replace: part of the words that are replaced by synonyms in an augmented copy
         swap: swaps of two words in it, as a part of its words
         delete: part of its words that are left out
@@ -86,11 +80,9 @@ class ClassesRecipe:
             more pretraining would bring; 0 for none
     """
 
-    columns: dict[str, str] = field(default_factory=dict)
     test: str | None = None
     test_fraction: float = 0.2
     pooling: Literal["last", "mean"] = "mean"
-    too_long: Literal["cut", "refuse"] = "cut"
     replace: float = 0.1
     swap: float = 0.1
     delete: float = 0.1
@@ -210,6 +202,10 @@ class FinetuneRecipe:
         val: examples to measure on during training; null holds out val_fraction
         val_fraction: part of the data that is held out where there is no val
         out: the run folder
+        columns: what a field is called in the file, such as {prompt: question, completion: answer} (sft) or {text:
+            review, label: stars} (classify); found out by looking where it can be
+        too_long: what becomes of an example longer than the context: refuse ends with a line that names it, cut keeps
+            its beginning, drop leaves it out; auto is refuse for sft and cut for classify
         limit: read at most this many records
         skip_bad: leave out records that cannot be used, and count them; otherwise the first one ends the run
         seed: seed of everything random
@@ -254,6 +250,8 @@ class FinetuneRecipe:
     val: str | None = None
     val_fraction: float = 0.1
     out: str = "runs/finetune"
+    columns: dict[str, str] = field(default_factory=dict)
+    too_long: Literal["auto", "refuse", "cut", "drop"] = "auto"
     limit: int | None = None
     skip_bad: bool = False
     seed: int = 1337

@@ -280,6 +280,16 @@ class ChatTemplate:
             mask += [int(wanted)] * len(numbers)
         return ids, mask
 
+    def end_of_turn(self, tokenizer: ChatTokenizer) -> int | None:
+        """The special token with which the assistant ends what it says; None where the template writes none."""
+        said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            ids, mask = self.encode_with_mask(tokenizer, said)
+        except GroundupError:  # a template for other conversations, or one that lacks its tokens
+            return None
+        last = max((token for token, wanted in enumerate(mask) if wanted), default=None)
+        return ids[last] if last is not None and ids[last] in tokenizer.special_tokens.values() else None
+
     def _with_generation(self, marked: str, chat: _Conversation, tokenizer: ChatTokenizer) -> str:
         """Put the marks of ``{% generation %}`` into the text of a template that has none."""
         from groundup.tokenizer.chat_sandbox import CLOSE, MARK, OPEN

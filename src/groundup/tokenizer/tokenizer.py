@@ -258,6 +258,14 @@ class Tokenizer:
         return special_tokens.get(END_OF_TEXT, special_tokens.get(self.vocabulary.eos_token or END_OF_TEXT))
 
     @cached_property
+    def end_ids(self) -> list[int]:
+        """The tokens after which a model has nothing more to say: the end of a text, and, where there is a chat
+        template, the end of the assistant's turn.
+        """
+        turn = None if self.chat_template is None else self.chat.end_of_turn(self)
+        return [end for end in dict.fromkeys((self.end_of_text_id, turn)) if end is not None]
+
+    @cached_property
     def fingerprint(self) -> str:
         """A SHA-256 over everything that decides ids: equal tokenizers share it."""
         parts = self.vocabulary

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from groundup.model import Transformer
 from groundup.model.weights import config_to_json
-from groundup.model.weights.folder import SHARD_BYTES, links_of
+from groundup.model.weights.folder import SHARD_BYTES, generation_config, links_of
 from groundup.model.weights.links import Link
 from groundup.model.weights.tensor_file import DTYPES
 from groundup.optim.sharded import cut_like, local_part
@@ -185,7 +185,7 @@ def describe(model: Transformer, tokenizer: Tokenizer, weights: Sequence[LiveFil
     end = tokenizer.end_of_text_id
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     write_json(place / "config.json", config_to_json(model.config, dtype=dtype, bos_id=end, eos_id=end))
-    write_json(place / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+    write_json(place / "generation_config.json", generation_config(end, end, tokenizer.end_ids))
     if len(weights) > 1:
         total = sum(entry.nbytes for file in weights for entry in file.entries)
         where = {entry.name: file.name for file in weights for entry in file.entries}

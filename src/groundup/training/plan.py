@@ -228,7 +228,9 @@ def _plan(given: Given, world: World) -> Pretraining:
             f"{recipe.batch_tokens:,}), so that each step reads some of it again. Give more text, or a smaller batch."
         )
     settled: dict[str, Any] = {"parallel": "auto" if world.size == 1 else settle_way(recipe.parallel, world)}
-    micro_batch, checkpointing, why = fit(recipe, device, precision, world, fixed=fixed)
+    micro_batch, checkpointing, why = fit(
+        recipe.model, recipe, device, precision, world, fixed=fixed, chunk=recipe.loss.chunk
+    )
     if micro_batch != recipe.micro_batch:
         plan.derived = [entry for entry in plan.derived if entry.key != "micro_batch"]
         plan.derived.append(Derived("micro_batch", micro_batch, f"what fits: {why}"))

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from groundup.data import TokenBatch
-from groundup.model import Transformer, explain
+from groundup.model import ModelConfig, Transformer, explain
 from groundup.model.memory import loss_chunk
 from groundup.runtime import UsageError, say, warn
 from groundup.runtime.console import byte_size, clock
 from groundup.runtime.device import Precision, activation_dtype, autocast, memory_left, synchronize
 from groundup.runtime.process_group import World
 from groundup.training.parallel import Stepper, compile_blocks, equip, settle_way
-from groundup.training.recipe import PretrainRecipe
+from groundup.training.recipe import RunKeys
 
 if TYPE_CHECKING:
     from groundup.training.plan import Pretraining
@@ -26,21 +26,23 @@ TIMES = 4
 
 
 def fit(
-    recipe: PretrainRecipe, device: torch.device, precision: Precision, world: World, *, fixed: bool
-) -> tuple[int, Any, str]:
+    config: ModelConfig, recipe: RunKeys, device: torch.device, precision: Precision, world: World, *, fixed: bool,
+    chunk: int = 0,
+) -> tuple[int, Any, str]:  # fmt: skip
     """Sequences at once, and what is computed again, so that the step fits into memory as it is predicted to be.
 
     Fewer sequences are tried first, as far as the ranks can share a step's evenly; when one sequence alone is too much,
     activations are computed again.
 
     Args:
+        config: of the model, whose context length is that of a sequence.
         fixed: the recipe's micro-batch is to stay as it is.
+        chunk: positions whose logits are held at once; 0 chooses.
 
     Returns:
         micro-batch, checkpointing, and the reason.
     """
-    config, given = recipe.model, recipe.micro_batch or 1
-    chunk = recipe.loss.chunk or loss_chunk(config.vocab_size)
+    given, chunk = recipe.micro_batch or 1, chunk or loss_chunk(config.vocab_size)
     per_step = max(1, (recipe.batch_tokens or 0) // config.context_length)
     if per_step % world.size:
         raise UsageError(

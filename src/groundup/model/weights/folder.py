@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -44,7 +45,7 @@ def _own_links(config: ModelConfig, quantization: Quantization | None = None) ->
 
 def save_model(
     model: Transformer, folder: Path, *, bos_id: int | None = None, eos_id: int | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    end_ids: Sequence[int] = (), shard_bytes: int = SHARD_BYTES,
 ) -> None:  # fmt: skip
     """Write ``config.json``, ``generation_config.json`` and the weights into an existing folder.
 
@@ -52,6 +53,7 @@ def save_model(
     saved as they are, in a folder that only we read (quantized_folder.py).
 
     Args:
+        end_ids: every token that ends a text, where there are several.
         shard_bytes: weights beyond this go to several files, with an index.
 
     Raises:
@@ -86,7 +88,13 @@ def save_model(
         if quantization is not None:
             config["quantization_config"] = quantization.to_json()
         write_json(folder / "config.json", config)
-        write_json(folder / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eos_id})
+        write_json(folder / "generation_config.json", generation_config(bos_id, eos_id, end_ids))
+
+
+def generation_config(bos_id: int | None, eos_id: int | None, end_ids: Sequence[int] = ()) -> dict[str, Any]:
+    """The content of ``generation_config.json``: where texts begin, and after which tokens they end."""
+    several = list(dict.fromkeys([*([] if eos_id is None else [eos_id]), *end_ids]))
+    return {"bos_token_id": bos_id, "eos_token_id": several if len(several) > 1 else next(iter(several), None)}
 
 
 def _outgoing(link: Link, tensors: dict[str, Tensor]) -> Tensor:
