@@ -106,7 +106,7 @@ def vicuna(talk: Sequence[Mapping[str, str]], prompt: bool) -> str:
     return "<s>" + text + ("ASSISTANT:" if prompt else "")
 
 
-PUBLISHED = {"chatml": chatml, "llama2": llama2, "llama3": llama3, "alpaca": alpaca, "vicuna": vicuna}
+PUBLISHED = {"chatml": chatml, "hermes": chatml, "llama2": llama2, "llama3": llama3, "alpaca": alpaca, "vicuna": vicuna}
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
@@ -121,6 +121,41 @@ def test_presets_write_the_published_forms(name: str, talk: list[dict[str, Any]]
     assert tok.decode(ids) == expected
     names = "|".join(map(re.escape, template.special_tokens))
     assert tok.names(ids) == re.findall(names, expected)  # this talk's messages have none
+
+
+def test_hermes_writes_tools_calls_and_what_they_gave() -> None:
+    weather = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    calls = [{"function": {"name": "weather", "arguments": {"city": place}}} for place in ("Bern", "Zürich")]
+    talk = [
+        user("Rain?"), {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "no"}, {"role": "tool", "content": "yes"}, assistant("In Zürich."),
+    ]  # fmt: skip
+    template = ChatTemplate.preset("hermes")
+    text = template.render(talk, [weather])
+    system, _, rest = text.partition("<|im_end|>\n")
+    assert json.loads(re.findall(r"<tools>\n(.*)\n</tools>", system)[0]) == weather
+    assert [json.loads(one) for one in re.findall(r"<tool_call>\n(.*)\n</tool_call>", rest)] == [
+        {"name": "weather", "arguments": {"city": place}} for place in ("Bern", "Zürich")
+    ]
+    assert rest.endswith(
+        "<|im_start|>user\n<tool_response>\nno\n</tool_response>\n<tool_response>\nyes\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\nIn Zürich.<|im_end|>\n"
+    )
+    called, said = learned(template, Bytes(CHATML_TOKENS), talk, tools=[weather])
+    assert called.startswith("<tool_call>")
+    assert called.endswith("</tool_call><|im_end|>")
+    assert "yes" not in called
+    assert said == "In Zürich.<|im_end|>"
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_where_an_assistants_turn_ends(name: str) -> None:
+    template = ChatTemplate.preset(name)
+    tok = Bytes(template.special_tokens)
+    end = template.end_of_turn(tok)
+    assert end is not None
+    assert tok.decode([end]) == LEARNED[name][0][-len(tok.decode([end])) :]
+    assert ChatTemplate("{{ messages[0].content }}").end_of_turn(tok) is None
 
 
 def test_presets_are_what_there_is() -> None:
@@ -147,6 +182,9 @@ def test_presets_with_turns_insist_on_them(name: str) -> None:
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_presets_do_not_drop_tools(name: str) -> None:
     template = ChatTemplate.preset(name)
+    if name == "hermes":  # it has a place for them
+        assert '{"name": "f"}' in template.render(TALK, tools=[{"name": "f"}])
+        return
     with pytest.raises(GroundupError, match="no place for tools"):
         template.render(TALK, tools=[{"name": "f"}])
     with pytest.raises(GroundupError, match="no place for tools"):
@@ -166,6 +204,7 @@ def learned(template: ChatTemplate, tok: Any, talk: list[dict[str, Any]], **opti
 
 LEARNED = {
     "chatml": [" Hi.\n<|im_end|>", "Fine, naïve 中文<|im_end|>"],
+    "hermes": [" Hi.\n<|im_end|>", "Fine, naïve 中文<|im_end|>"],
     "llama2": [" Hi. </s>", " Fine, naïve 中文 </s>"],
     "llama3": ["Hi.<|eot_id|>", "Fine, naïve 中文<|eot_id|>"],
     "alpaca": [" Hi.\n</s>", "Fine, naïve 中文</s>"],

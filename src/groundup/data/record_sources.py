@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ def open_records(spec: str, limit: int | None = None, headed: Headed | None = No
     """Yield the records that ``spec`` names, each with the name of its file and its number there: ``train.jsonl#12``.
 
     Args:
-        spec: a file or a folder of .jsonl, .json, .csv, .tsv or .parquet files, compressed or not; or
-            ``hf:owner/name[:path-inside]``.
+        spec: a file or a folder of .jsonl, .json, .csv, .tsv or .parquet files, compressed or not;
+            ``hf:owner/name[:path-inside]``; or ``stdlib`` for questions on Python's library (stdlib_records.py).
         limit: at most so many.
         headed: of CSV and TSV, tells by the cells of a first line whether they name the columns; where they do not,
             columns are called ``1``, ``2`` … Without it they always do.
@@ -30,6 +31,11 @@ def open_records(spec: str, limit: int | None = None, headed: Headed | None = No
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: at least one record is needed.")
+    if spec == "stdlib" and not Path(spec).exists():
+        from groundup.data.stdlib_records import stdlib_records
+
+        yield from islice(stdlib_records(), limit)
+        return
     left = -1 if limit is None else limit
     for name, path in _files(spec):
         for number, record in whole_records(path, headed):

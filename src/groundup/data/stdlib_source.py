@@ -58,6 +58,20 @@ def stdlib_documents(skip: Callable[[Dropped], None]) -> Iterator[Document]:
         )
 
 
+def stdlib_sources() -> Iterator[tuple[str, str]]:
+    """Yield the modules written in Python, each with its dotted name, in a fixed order.
+
+    Raises:
+        GroundupError: this Python has none.
+    """
+    found = False
+    for document in _sources(lambda dropped: None):
+        found = True
+        yield document.name.removeprefix("stdlib/").removesuffix(".py").replace("/", "."), document.text
+    if not found:
+        raise GroundupError("this Python carries no source of its library. Pass your own examples with --data.")
+
+
 def stdlib_identity() -> dict[str, Any]:
     """The interpreter that the library belongs to."""
     return {"python": sys.version, "folder": sysconfig.get_paths()["stdlib"]}

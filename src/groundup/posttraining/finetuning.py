@@ -9,7 +9,8 @@ import numpy as np
 
 from groundup.inference import load
 from groundup.model import Transformer
-from groundup.posttraining.jobs import AnswersJob, base_model
+from groundup.posttraining.classifying import evaluate_classes
+from groundup.posttraining.jobs import AnswersJob, ClassesJob, base_model
 from groundup.posttraining.measure import State, example_losses, known_text, measure, questions
 from groundup.posttraining.plan import Finetuning
 from groundup.runtime import UsageError, read_json, say, write_json
@@ -27,6 +28,9 @@ def finetune(it: Finetuning) -> Finetuning:
         GroundupError: another process trains here, the checkpoints are damaged, the loss is not finite, or the disk is
             full.
     """
+    if it.recipe.task == "classify":
+        _, ended = train(ClassesJob(it))
+        return replace(it, finished=ended.finished, trained=ended.trained)
     if it.world.is_main:
         prepare_answers(it)
     barrier(it.world)
@@ -101,6 +105,9 @@ def conclude(it: Finetuning) -> None:
     if evaluation.is_file():
         return
     say("Measuring what was learnt …")
+    if it.recipe.task == "classify":
+        write_json(evaluation, evaluate_classes(it))
+        return
     lm = load(it.run.path, device=str(it.device))
     if it.recipe.attention != "auto":
         lm.model.backend = it.recipe.attention

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from groundup.data import Loader
-from groundup.model import Transformer, explain, load_model, quantize_model
-from groundup.model.adapter_folder import load_adapter, save_adapter
+from groundup.evaluation.classification import accuracy, log_loss
+from groundup.model import Classifier, Transformer, explain, load_model, quantize_model
+from groundup.model.adapter_folder import load_adapter
+from groundup.model.adapter_model import AdapterFiles, adapter_files
 from groundup.model.adapters import add_adapter
+from groundup.model.quantized import Scheme
+from groundup.posttraining.augmentation import Augmentation, read_thesaurus
 from groundup.posttraining.batches import ExampleLoader
+from groundup.posttraining.class_evaluation import held_out_temperature
+from groundup.posttraining.classifier import TextClassifier, plain_copy, save_classifier_files, write_classifier
 from groundup.posttraining.derive import lora_config
+from groundup.posttraining.labelled import LabelledText
 from groundup.posttraining.measure import example_losses
 from groundup.posttraining.noise import NoisyEmbeddings
 from groundup.posttraining.plan import Finetuning
+from groundup.posttraining.recipe import FinetuneRecipe
+from groundup.posttraining.text_batches import EncodedTexts, TextLoader, encode_texts
 from groundup.posttraining.vocabulary import resize_embeddings
-from groundup.runtime import write_atomic
 from groundup.training.job import Job, M, Measured
-from groundup.training.objectives import NextToken, Objective
+from groundup.training.objectives import Classification, NextToken, Objective
 from groundup.training.parallel import equip
 
 FROZEN_SHARE = 2 / 3  # of a training step's operations, where weights get no gradients
@@ -35,7 +43,8 @@ def base_model(it: Finetuning, *, weights: bool = True) -> Transformer:
     """
     recipe, adapter = it.recipe, it.recipe.adapter
     full = adapter.method == "full"
-    model = load_model(it.base) if weights or not full else Transformer(it.config)
+    read = (weights or not full) and not it.untrained
+    model = load_model(it.base) if read else Transformer(it.config)
     if it.added:
         resize_embeddings(model, it.tokenizer.vocab_size, it.tokenizer.vocab_size - len(it.added), seed=recipe.seed)
     if full:
@@ -125,27 +134,105 @@ class AnswersJob(FinetuningJob[Transformer]):
         if not self.adapted:
             return None
         with _in_place(model, own):
-            return written_later(lambda place: save_adapters(self.it, model, place), self.run.path)
+            return adapters_of(self.it, model).write
 
 
-def save_adapters(it: Finetuning, model: nn.Module, folder: Path) -> None:
-    """Write the adapters of a model that is being trained, and what else was trained, into a folder."""
-    name = str(it.recipe.init_from)
+class ClassesJob(FinetuningJob[Classifier]):
+    """Learns to sort texts into classes.
+
+    Args:
+        it: the run.
+    """
+
+    def __init__(self, it: Finetuning) -> None:
+        super().__init__(it)
+        material, recipe = it.labelled, it.recipe
+        copies = copies_of(recipe)
+        train = material.train if copies is None else list(copies(material.train))
+        self.train = self._encoded(train)
+        self.val = self._encoded(material.val)
+        self.temperature = 1.0
+
+    def _encoded(self, texts: Sequence[LabelledText]) -> EncodedTexts:
+        return encode_texts(
+            self.it.tokenizer, texts, self.it.labelled.classes, self.it.context_length,
+            "refuse" if self.it.recipe.too_long == "refuse" else "cut", pooling=self.it.recipe.classes.pooling,
+        )  # fmt: skip
+
+    def build(self, *, fresh: bool) -> Classifier:
+        """The base model below scores of the classes. Its own head is not used, and stays as it was."""
+        model = base_model(self.it, weights=fresh)
+        if not model.config.tie_embeddings:
+            model.head.requires_grad_(False)
+        model.further.requires_grad_(False)
+        return Classifier(model, len(self.it.labelled.classes), pooling=self.it.recipe.classes.pooling)
+
+    def objective(self) -> Objective:
+        """The class of a text."""
+        return Classification(self.it.recipe.loss.label_smoothing)
+
+    def loader(self, micro_batch: int, samples: int | None) -> Loader:
+        """Deals texts of like length together."""
+        return TextLoader(self.train, self.it.context_length, micro_batch, self.it.recipe.seed)
+
+    def shown(self, row: Mapping[str, Any]) -> str:
+        """How many it gets right."""
+        return f"{row['accuracy']:.0%} right"
+
+    def classifier(self, model: Classifier, temperature: float = 1.0) -> TextClassifier:
+        """The model as one that takes texts."""
+        return TextClassifier(
+            model, self.it.tokenizer, self.it.labelled.classes, temperature=temperature,
+            context_length=self.it.context_length, device=self.device, precision=self.precision,
+        )  # fmt: skip
+
+    def measure(self, model: Classifier) -> Measured:
+        """Loss and accuracy on held-out texts; and a temperature that makes its probabilities honest."""
+        found, labels = self.classifier(model).probabilities(self.val), self.val.labels
+        if self.it.recipe.classes.calibrate:
+            self.temperature = held_out_temperature(labels, found)
+        right = accuracy(labels, found.argmax(axis=1))
+        return Measured(log_loss(labels, found), {"accuracy": right}, f"held-out {right:.1%}")
+
+    def transformer(self, model: Classifier) -> Transformer | None:
+        """With adapters, what is saved is the whole model with them merged."""
+        return None if self.adapted else model.model
+
+    def beside(self, model: Classifier, own: Mapping[str, Tensor]) -> Callable[[Path], None] | None:
+        """What makes a classifier of a checkpoint."""
+        if self.adapted:
+            merged = self.classifier(plain_copy(model, own), self.temperature)
+            return lambda folder: write_classifier(merged, folder)
+        score = next(tensor for name, tensor in own.items() if name.startswith("score.")).detach().cpu().clone()
+        told = self.classifier(model, self.temperature)
+        return lambda folder: save_classifier_files(folder, told, score)
+
+
+def copies_of(recipe: FinetuneRecipe) -> Augmentation | None:
+    """What makes augmented copies of texts to learn from; None where none are wanted.
+
+    Raises:
+        UsageError: the thesaurus is not there, or no change is chosen.
+    """
+    wanted = recipe.classes
+    if not wanted.copies:
+        return None
+    return Augmentation(
+        None if wanted.thesaurus is None else read_thesaurus(wanted.thesaurus), replace=wanted.replace,
+        delete=wanted.delete, swap=wanted.swap, shuffle=wanted.shuffle_sentences, copies=wanted.copies,
+        seed=recipe.seed,
+    )  # fmt: skip
+
+
+def adapters_of(it: Finetuning, model: nn.Module) -> AdapterFiles:
+    """A copy of the adapters of a model that is being trained, and of what else was trained."""
+    adapter, name = it.recipe.adapter, str(it.recipe.init_from)
     base = name if name.startswith("hf:") else str(it.base.resolve())
-    save_adapter(model, folder, base_model=base)
-
-
-def written_later(write: Callable[[Path], None], near: Path) -> Callable[[Path], None]:
-    """What ``write`` puts into a folder now, to be put into another one later."""
-    with tempfile.TemporaryDirectory(prefix=".", dir=near) as place:
-        write(Path(place))
-        files = {path.name: path.read_bytes() for path in sorted(Path(place).iterdir())}
-
-    def put(folder: Path) -> None:
-        for name, content in files.items():
-            write_atomic(folder / name, content)
-
-    return put
+    scheme = None if adapter.base == "as-is" else Scheme(adapter.base, double=adapter.double)
+    extra = ["embedding.weight"] if it.added else []
+    if it.added and not it.config.tie_embeddings:
+        extra.append("head.weight")
+    return adapter_files(model, base, scheme, extra)
 
 
 @contextmanager

@@ -136,7 +136,8 @@ def gather_answers(recipe: FinetuneRecipe, tokenizer: Tokenizer, config: ModelCo
         train, val = _split(train, recipe.val_fraction, recipe.seed)
     added: list[str] = []
     if form != "text" and (wanted.template is not None or tokenizer.chat_template is None):
-        tokenizer, added = with_template(tokenizer, wanted.template or "chatml")
+        usual = "hermes" if any(map(_calls_tools, (*train, *val))) else "chatml"
+        tokenizer, added = with_template(tokenizer, wanted.template or usual)
     context = _context(recipe, config)
     encoding = Encoding(tokenizer, context, wanted.turns, "refuse" if recipe.too_long == "auto" else recipe.too_long)
     checked = wanted.check_template and form != "text"
@@ -178,6 +179,12 @@ def _conversations(recipe: FinetuneRecipe, spec: str, left_out: LeftOut) -> tupl
     if wanted.duplicates or wanted.near_duplicates is not None:
         read = unrepeated(read, wanted.near_duplicates, left_out)
     return list(read), form
+
+
+def _calls_tools(conversation: Conversation) -> bool:
+    return bool(conversation.tools) or any(
+        message["role"] == "tool" or message.get("tool_calls") for message in conversation.messages
+    )
 
 
 def _split(

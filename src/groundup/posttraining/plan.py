@@ -62,6 +62,7 @@ class Finetuning:
         device: where it runs.
         flops_per_second: measured speed of matrix products there.
         world: the processes it runs on.
+        untrained: begin with random weights instead of the base's, to see what those were worth.
         finished: the run is at its end.
         trained: steps were made in this sitting.
     """
@@ -77,6 +78,7 @@ class Finetuning:
     device: torch.device
     flops_per_second: float
     world: World = field(default_factory=World)
+    untrained: bool = False
     finished: bool = False
     trained: bool = False
 

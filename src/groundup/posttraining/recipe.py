@@ -17,8 +17,8 @@ class ExamplesRecipe:
 
     Args:
         form: alpaca, sharegpt, messages, prompt-completion or text; auto looks at the first record
-        template: the chat template: chatml, llama2, llama3, alpaca, vicuna or Jinja source; null takes the model's own,
-            and chatml where it has none
+        template: the chat template: chatml, hermes, llama2, llama3, alpaca, vicuna or Jinja source; null takes the
+            model's own, and where it has none chatml, or hermes for examples that call tools
         turns: learn every answer of the assistant, or the last one
         packing: best_fit puts several examples into a row, padded one; the loss is the same
         least_tokens: leave out examples of which fewer tokens are learnt

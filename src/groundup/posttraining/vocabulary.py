@@ -30,7 +30,7 @@ def with_template(
 
     Args:
         tokenizer: any.
-        template: chatml, llama2, llama3, alpaca or vicuna; or Jinja source.
+        template: chatml, hermes, llama2, llama3, alpaca or vicuna; or Jinja source.
         special_tokens: further names.
 
     Returns:

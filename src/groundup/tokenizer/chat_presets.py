@@ -1,6 +1,8 @@
 """Chat templates that everybody knows, in Jinja, each with ``{% generation %}`` around what the assistant says.
 
     chatml   OpenAI's ChatML, as in Qwen and many others: <|im_start|>role, a line break, the text, <|im_end|>.
+    hermes   ChatML with tools, laid out as in Hermes 2 Pro (Nous Research) and Qwen 2.5: the functions' JSON schemas in
+             <tools> of the system message, calls as JSON in <tool_call>, what they gave in <tool_response>.
     llama2   Llama 2 Chat (Touvron et al. 2023, and ``chat_completion`` of Meta's published code): [INST] … [/INST] in
              <s> … </s> per pair of turns, the system message inside the first between <<SYS>> marks.
     llama3   Llama 3 Instruct (Meta's model card): a header with the role before each message, <|eot_id|> after it.
@@ -60,6 +62,45 @@ _CHATML = (
 {%- endif -%}
 """
 )
+
+_HERMES = r"""
+{%- set start = 1 if messages[0].role == 'system' else 0 -%}
+{%- if start or tools -%}
+    {{- '<|im_start|>system\n' ~ (messages[0].content if start else '') -}}
+    {%- if tools -%}
+        {{- ('\n\n' if start else '') ~ 'You can call these functions, described by JSON schemas:\n<tools>\n' -}}
+        {%- for tool in tools -%}{{- tool | tojson ~ '\n' -}}{%- endfor -%}
+        {{- '</tools>\nTo call one, write its name and arguments as JSON:\n<tool_call>\n' -}}
+        {{- '{"name": "…", "arguments": {…}}\n</tool_call>' -}}
+    {%- endif -%}
+    {{- '<|im_end|>\n' -}}
+{%- endif -%}
+{%- for message in messages[start:] -%}
+    {%- if message.role == 'assistant' -%}
+        {{- '<|im_start|>assistant\n' -}}
+        {%- generation -%}
+            {{- message.content or '' -}}
+            {%- for call in message.tool_calls or [] -%}
+                {%- set called = call.function or call -%}
+                {%- set sent = called.arguments if called.arguments is string else called.arguments | tojson -%}
+                {{- '\n' if message.content or not loop.first else '' -}}
+                {{- '<tool_call>\n{"name": ' ~ called.name | tojson ~ ', "arguments": ' ~ sent ~ '}\n</tool_call>' -}}
+            {%- endfor -%}
+            {{- '<|im_end|>' -}}
+        {%- endgeneration -%}
+    {%- elif message.role == 'tool' -%}
+        {{- '<|im_start|>user\n' if loop.first or loop.previtem.role != 'tool' else '\n' -}}
+        {{- '<tool_response>\n' ~ message.content ~ '\n</tool_response>' -}}
+        {{- '' if not loop.last and loop.nextitem.role == 'tool' else '<|im_end|>' -}}
+    {%- else -%}
+        {{- '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>' -}}
+    {%- endif -%}
+    {{- '' if message.role == 'tool' and not loop.last and loop.nextitem.role == 'tool' else '\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\n' -}}
+{%- endif -%}
+"""
 
 _LLAMA2 = (
     _TEXT_ONLY
@@ -151,6 +192,7 @@ _LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>
 
 PRESETS: Mapping[str, Preset] = {
     "chatml": Preset(_CHATML, ("<|im_start|>", "<|im_end|>")),
+    "hermes": Preset(_HERMES, ("<|im_start|>", "<|im_end|>")),
     "llama2": Preset(_LLAMA2, _S, _BOS_EOS),
     "llama3": Preset(_LLAMA3, _LLAMA3_TOKENS),
     "alpaca": Preset(_ALPACA, _S, _BOS_EOS),

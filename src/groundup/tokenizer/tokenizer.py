@@ -490,7 +490,7 @@ class Tokenizer:
         """A tokenizer that differs from this one in the chat template only. :meth:`save` writes it, too.
 
         Args:
-            template: chatml, llama2, llama3, alpaca or vicuna; or Jinja source, as in Hugging Face's
+            template: chatml, hermes, llama2, llama3, alpaca or vicuna; or Jinja source, as in Hugging Face's
                 ``chat_template``.
             bos_token: the special token that the template knows by this name; None is the one that the
                 tokenizer's file names, else what the known template was published with.
