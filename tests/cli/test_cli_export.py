@@ -112,7 +112,7 @@ def test_an_untied_head(model: Path, run: Callable, words: list[str], kind: type
 
 def test_what_makes_no_sense_is_refused_in_one_line(model: Path, run: Callable) -> None:
     for words, line in (
-        (["--to", "int3"], "--to int3 is not one of hf, gguf, int8, int4, nf4. Did you mean int"),
+        (["--to", "int3"], "--to int3 is not one of hf, gguf, int8, int4, nf4, adapter. Did you mean int8"),
         (["--to", "int4", "--out", "tiny"], "--out tiny is where the model itself lies"),
         (["--to", "int4", "--group", "48"], "group 48 is not one of 32, 64, 128"),
         (["--to", "int8", "--zero-point", "true"], "a zero point is an option of int4, not of int8"),

@@ -42,17 +42,33 @@ def call(function: Callable[..., None], command: str, arguments: Sequence[str]) 
 
 
 def _lists(arguments: Sequence[str], keys: Mapping[str, Any]) -> list[str]:
-    """A flag that takes texts may be given one as it is: ``--stop ###`` for ``--stop '["###"]'``."""
+    """A flag that takes texts may be given one as it is, and again: ``--stop ### --stop END`` for
+    ``--stop '["###", "END"]'``.
+    """
     flags = {
-        f"--{spelt}" for key, kind in keys.items() if kind == tuple[str, ...] for spelt in (key, key.replace("_", "-"))
+        f"--{spelt}": key
+        for key, kind in keys.items()
+        if kind == tuple[str, ...]
+        for spelt in (key, key.replace("_", "-"))
     }
-    words = list(arguments)
-    for place, word in enumerate(words):
+    words, waiting = list[str](), list(arguments)
+    texts: dict[str, tuple[int, list[str]]] = {}  # by key: where it was first given, and all that was
+    while waiting:
+        word = waiting.pop(0)
         flag, equals, value = word.partition("=")
-        if flag in flags and (equals or place + 1 < len(words)):
-            value = value if equals else words[place + 1]
-            if not value.startswith("["):
-                words[place : place + (1 if equals else 2)] = [f"{flag}={json.dumps([value])}"]
+        if flag not in flags or not (equals or waiting):
+            words.append(word)
+            continue
+        value = value if equals else waiting.pop(0)
+        if value.startswith("["):
+            words.append(f"{flag}={value}")
+            continue
+        if flags[flag] not in texts:
+            texts[flags[flag]] = (len(words), [])
+            words.append("")
+        texts[flags[flag]][1].append(value)
+    for key, (place, given) in texts.items():
+        words[place] = f"--{key}={json.dumps(given)}"
     return words
 
 

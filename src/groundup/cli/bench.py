@@ -12,7 +12,7 @@ from groundup.runtime.console import byte_size
 
 def decode(
     model: str, batch: list[int] | None = None, prompt: int | None = None, new: int | None = None,
-    device: str = "auto", dtype: str = "auto", compiled: bool = True,
+    adapter: tuple[str, ...] = (), device: str = "auto", dtype: str = "auto", compiled: bool = True,
 ) -> None:  # fmt: skip
     """Measure how fast a model reads prompts and writes tokens, and how much of the memory's speed that takes.
 
@@ -21,6 +21,7 @@ def decode(
         batch: texts at once, one number or several: [1,8]
         prompt: tokens of each text that are read; default 128, or what a shorter context has room for
         new: tokens of each text that are written; default 64, or what a shorter context has room for
+        adapter: an adapter to put on it: a folder, a run or hf:owner/name; may be given several times, for their sum
         device: auto, cpu, cuda, cuda:1, mps
         dtype: of the weights; auto leaves them as they are stored; float32, bfloat16
         compiled: on a CPU, use compiled kernels for few texts; false shows what PyTorch does without them
@@ -36,7 +37,7 @@ def decode(
     from groundup.inference import EngineSettings, load
     from groundup.inference.speed import decode_speed, memory_bandwidth, weights_read
 
-    lm = load(model, device=device, dtype=dtype)  # type: ignore[arg-type]
+    lm = load(model, adapters=adapter, device=device, dtype=dtype)  # type: ignore[arg-type]
     place = lm.model.embedding.weight.device
     context = lm.model.config.context_length
     new = min(64, max(2, (context - (prompt or context * 2 // 3)))) if new is None else new

@@ -38,6 +38,7 @@ def chat(
     template: str | None = None,
     load: Path | None = None,
     guess: bool = False,
+    adapter: tuple[str, ...] = (),
     device: str = "auto",
     dtype: str = "auto",
 ) -> None:
@@ -50,13 +51,15 @@ def chat(
         template: a chat template for a model that has none, such as chatml; "none" continues the text
         load: go on with a conversation that was saved with /save
         guess: guess tokens from what was said before (prompt lookup): the same answers, sooner
+        adapter: an adapter to put on it: a folder, a run or hf:owner/name; may be given several times, for their sum
         device: auto, cpu, cuda, cuda:1, mps
         dtype: of the weights; auto leaves them as they are stored; float32, bfloat16
     """
     from groundup.inference import PromptLookup
     from groundup.inference import load as load_model
 
-    lm = load_model(model, device=device, dtype=dtype, drafter=PromptLookup() if guess else None)  # type: ignore[arg-type]
+    drafter = PromptLookup() if guess else None
+    lm = load_model(model, adapters=adapter, device=device, dtype=dtype, drafter=drafter)  # type: ignore[arg-type]
     if template not in (None, "none"):
         lm.tokenizer = lm.tokenizer.with_chat_template(str(template))
     conversation = Conversation(lm, sampling, system, plain=template == "none")

@@ -66,6 +66,8 @@ def explain(
     costs = costs_of(config, micro_batch, batch=batch, kv_dtype_bytes=cache_bytes, **options)
     count = _tokens(tokens, costs)
     say(_parameter_table(model, costs))
+    if (adapter := _adapter(model)) is not None:
+        say(adapter)
     say(draw_text(config))
     say(_cost_table(config, costs, micro_batch, batch, dtype, options))
     say(_machine_table(config, costs, machines, batch, dtype, count, checkpointing))
@@ -246,6 +248,17 @@ def _config(name: str) -> ModelConfig:
     return (
         _planned(given) if PLANNED - given.values.keys() else build(PretrainRecipe, given.values, given.sources).model
     )
+
+
+def _adapter(name: str) -> str | None:
+    """What there is to say of an adapter, whose base the costs are of; None for other models."""
+    if name in PRESETS or not (Path(name).is_dir() or name.startswith("hf:")):
+        return None
+    from groundup.inference import find_model
+    from groundup.model.adapter_model import describe_adapter, is_adapter
+
+    folder = find_model(name)
+    return f"{describe_adapter(folder)}: the costs are those of the base" if is_adapter(folder) else None
 
 
 def _planned(given: Given) -> ModelConfig:

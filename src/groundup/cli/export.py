@@ -1,4 +1,4 @@
-"""``groundup export MODEL --to hf|int8|int4|nf4``: a model as a folder, its weights as they are or in fewer bits."""
+"""``groundup export MODEL --to hf|gguf|int8|int4|nf4|adapter``: a model for other tools, or in fewer bits."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ if TYPE_CHECKING:
     from groundup.inference import LanguageModel
     from groundup.model import Transformer
 
-WAYS = ("hf", "gguf", "int8", "int4", "nf4")
+WAYS = ("hf", "gguf", "int8", "int4", "nf4", "adapter")
 LONGEST_CONTEXT = 1024  # tokens of a window in which the two models are compared
 
 
 def export(
     model: str, to: str = "hf", out: str | None = None, data: str | None = None, kind: str = "f16", group: int = 64,
     zero_point: bool | None = None, double: bool = False, head: bool | None = None, tokens: int = 8192,
-    device: str = "auto",
+    adapter: tuple[str, ...] = (), device: str = "auto",
 ) -> None:  # fmt: skip
     """Write a model for other tools, as a folder or for llama.cpp, or quantized, with what that costs in quality.
+
+    Adapters are merged into it; or one is written by itself.
 
     Args:
         model: a run, a checkpoint, a Hugging Face folder, a model of llama2.c, or hf:owner/name
         to: hf for a folder that other tools open, gguf for a file of llama.cpp; int8, int4 or nf4 for fewer bits per
-            weight, which groundup opens
+            weight, which groundup opens; adapter for the adapter of MODEL alone, as PEFT opens it
         out: the new folder or file; default the model's name with -hf, -int8, .gguf, … behind it, in this folder
         data: text to measure the loss of quality on: a file, a folder, stdlib, a named source, or hf:owner/name
         kind: gguf: how matrices are written: f32, f16, q8_0 or q4_0
@@ -45,34 +47,29 @@ def export(
         double: nf4: the scales in eight bits too
         head: int8, int4, nf4: the head too, where it is not the embedding as well, in int8; default true, of nf4 false
         tokens: measure on at most so many tokens of --data
+        adapter: an adapter to put on it: a folder, a run or hf:owner/name; may be given several times, for their sum
         device: auto, cpu, cuda, cuda:1, mps
     """
     if to not in WAYS:
         raise UsageError(f"--to {to} is not one of {', '.join(WAYS)}.{nearest(to, WAYS)}")
     if tokens < 1:
         raise UsageError(f"--tokens {tokens}: at least one is needed.")
-    if to in ("hf", "gguf"):
+    if to in ("hf", "gguf", "adapter"):
         _refuse_options(
-            to,
-            group=group != 64,
-            zero_point=bool(zero_point),
-            double=double,
-            head=bool(head),
-            data=data is not None and to == "hf",
-        )
+            to, group=group != 64, zero_point=bool(zero_point), double=double, head=bool(head),
+            data=data is not None and to != "gguf",
+        )  # fmt: skip
     from groundup.data import open_source
-    from groundup.inference import find_model, load
+    from groundup.inference import load
     from groundup.model.weights.gguf import save_gguf
-    from groundup.model.weights.quantized_folder import Quantization
 
     text = None if data is None else open_source(data)
-    source = find_model(model)
-    target = Path(_short_name(model) + (f"-{kind}.gguf" if to == "gguf" else f"-{to}") if out is None else out)
-    if target.resolve() in (source.resolve(), source.resolve().parent):
-        raise UsageError(f"--out {target} is where the model itself lies. Choose a new folder.")
-    lm = load(model, device=device)
-    if (found := Quantization.of(lm.model)) is not None:
-        raise UsageError(f"{model}: quantized already ({found.scheme.kind}). Export the model that it was made from.")
+    target = _target(model, to, kind, out)
+    if to == "adapter":
+        say(_adapter_alone(model, adapter, target))
+        return
+    lm = load(model, adapters=adapter, device=device)
+    _must_be_plain(model, lm.model)
     kept = ""
     if to not in ("hf", "gguf"):
         scheme = {"group": group, "zero_point": to == "int4" if zero_point is None else zero_point, "double": double}
@@ -82,11 +79,56 @@ def export(
     else:
         lm.save(target)
     del lm
-    original, changed = _read(model, source, device), _read(str(target), target, device)
+    original, changed = _read(model, device, adapter), _read(str(target), device)
     loss = None if text is None else _loss(original.lm, changed.lm, text, tokens)
     say(_table(original, changed, to, loss))
     for line in _remarks(to, kept, loss, target):
         say(line)
+
+
+def _target(model: str, to: str, kind: str, out: str | None) -> Path:
+    """Where it is written."""
+    from groundup.inference import find_model
+
+    source = find_model(model).resolve()
+    target = Path(_short_name(model) + (f"-{kind}.gguf" if to == "gguf" else f"-{to}") if out is None else out)
+    if target.resolve() in (source, source.parent):
+        raise UsageError(f"--out {target} is where the model itself lies. Choose a new folder.")
+    return target
+
+
+def _must_be_plain(name: str, model: Transformer) -> None:
+    from groundup.model.weights.quantized_folder import Quantization
+
+    if (found := Quantization.of(model)) is not None:
+        raise UsageError(f"{name}: quantized already ({found.scheme.kind}). Export the model that it was made from.")
+
+
+def _adapter_alone(model: str, further: Sequence[str], target: Path) -> str:
+    """Write the folder of an adapter without what a run keeps beside it; what was written, in words."""
+    from groundup.inference import find_model
+    from groundup.inference.adapters import find_parts
+    from groundup.model.adapter_model import AdapterNote, copy_adapter, describe_adapter, is_adapter
+    from groundup.runtime import atomic_folder
+    from groundup.runtime.files import verify_folder
+    from groundup.tokenizer import Tokenizer
+
+    source = find_model(model)
+    if further:
+        raise UsageError("--to adapter writes the adapter of MODEL as it is: leave --adapter out.")
+    if not is_adapter(source):
+        raise UsageError(f"{model}: a whole model, not an adapter. --to adapter is for a run that trained one.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target}: is here already and would be lost. Choose a new folder with --out.")
+    verify_folder(source)
+    with atomic_folder(target) as place:
+        copy_adapter(source, place)
+        if (tokenizer := find_parts(model).tokenizer) == source:
+            Tokenizer.load(tokenizer).save(place)
+    lines = [describe_adapter(target)]
+    if AdapterNote.read(target).extra() is not None:
+        lines.append("PEFT does not read the rows of its new tokens; --to hf writes a whole model that others open.")
+    return "\n".join([*lines, f"written: {target}"])
 
 
 def _short_name(model: str) -> str:
@@ -125,14 +167,14 @@ class _Folder:
     seconds: float
 
 
-def _read(name: str, place: Path, device: str) -> _Folder:
+def _read(name: str, device: str, adapters: Sequence[str] = ()) -> _Folder:
     from groundup.inference import load
+    from groundup.inference.adapters import find_parts
 
     started = time.perf_counter()
-    lm = load(name, device=device)
+    lm = load(name, adapters=adapters, device=device)
     seconds = time.perf_counter() - started
-    files = [place] if place.is_file() else place.glob("*.safetensors")
-    return _Folder(lm, sum(file.stat().st_size for file in files), seconds)
+    return _Folder(lm, sum(file.stat().st_size for file in find_parts(name, adapters).weights), seconds)
 
 
 def _loss(original: LanguageModel, changed: LanguageModel, text: Source, most: int) -> Divergence:

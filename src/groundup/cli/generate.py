@@ -24,6 +24,7 @@ def generate(
     input: Path | None = None,
     output: Path | None = None,
     guess: bool = False,
+    adapter: tuple[str, ...] = (),
     device: str = "auto",
     dtype: str = "auto",
 ) -> None:
@@ -37,6 +38,7 @@ def generate(
         input: a file of prompts, a JSON string or object with "prompt" on each line; needs --output
         output: where their answers go, a line each; what is there already is not done again
         guess: guess tokens from what the text has said before (prompt lookup): the same text, sooner
+        adapter: an adapter to put on it: a folder, a run or hf:owner/name; may be given several times, for their sum
         device: auto, cpu, cuda, cuda:1, mps
         dtype: of the weights; auto leaves them as they are stored; float32, bfloat16
     """
@@ -49,7 +51,8 @@ def generate(
     text = "" if input is not None else _prompt(prompt, file)
     from groundup.inference import PromptLookup, load
 
-    lm = load(model, device=device, dtype=dtype, drafter=PromptLookup() if guess else None)  # type: ignore[arg-type]
+    drafter = PromptLookup() if guess else None
+    lm = load(model, adapters=adapter, device=device, dtype=dtype, drafter=drafter)  # type: ignore[arg-type]
     if input is not None and output is not None:
         _file(lm, input, output, sampling)
         return

@@ -21,7 +21,8 @@ LISTED = 12  # tokens that the terminal lists
 
 def inspect(
     model: str, text: str | None = None, out: str | None = None, png: str | None = None, json: str | None = None,
-    top: int = 5, layers: str = "", positions: int = 128, device: str = "auto",
+    top: int = 5, layers: str = "", positions: int = 128, adapter: tuple[str, ...] = (),
+    device: str = "auto",
 ) -> None:  # fmt: skip
     """Show how surprised a model is by each token of a text, its attention, and what each layer would have said.
 
@@ -34,6 +35,7 @@ def inspect(
         top: how many of the likeliest tokens are kept at each place
         layers: which layers are looked into, such as 0,5,11; all when not given
         positions: attention and the layers' predictions are kept for so many of the first tokens
+        adapter: an adapter to put on it: a folder, a run or hf:owner/name; may be given several times, for their sum
         device: auto, cpu, cuda, cuda:1, mps
     """
     chosen = _numbers(layers)
@@ -44,7 +46,8 @@ def inspect(
     from groundup.inference.inspection import inspect_text
 
     name = model.rstrip("/").rpartition("/")[2] or model
-    found = inspect_text(load(model, device=device), content, top, chosen, positions=positions, name=name)
+    lm = load(model, adapters=adapter, device=device)
+    found = inspect_text(lm, content, top, chosen, positions=positions, name=name)
     _write(found, out, png, json)
     say(f"{found.scored:,} tokens, {found.total_bits:,.1f} bits: {found.bits_per_byte:.3f} per byte")
     say(_surprises(found))

@@ -8,7 +8,8 @@ kernels.py, lanes.py and attention_lanes.py (the same on a CPU, compiled), graph
 drafts.py (guessing several tokens), search.py (beam, diverse and contrastive search), decoder.py (what is done with
 logits), engine.py (all of them together), speed.py (how fast they are), text.py (tokens become text),
 language_model.py (model, tokenizer and engine behind one name), batch.py (a file of prompts), inspection.py (looking
-inside), models.py (how a run, a checkpoint, a folder or a model of the hub is found, and what is kept of the hub).
+inside), models.py (how a run, a checkpoint, a folder or a model of the hub is found, and what is kept of the hub),
+adapters.py (models that are adapters on others).
 
 This room never trains, and knows nothing of HTTP or terminals.
 """

@@ -78,7 +78,7 @@ class Decoder:
         for text in [work.text for work in works]:
             if text.completion.finish is None:
                 assert text.held is not None
-                salt = text.request.tenant if self.scheduler.reuse else None
+                salt = text.request.salt if self.scheduler.reuse else None
                 self.paged.computed(text.held, text.tokens[text.start :], text.computed, salt)
                 self._guess(text)
         for search in searches:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -97,6 +97,7 @@ class Engine:
         self._arrived = threading.Condition(self._lock)
         self._driver: threading.Thread | None = None
         self._scheduler: Scheduler | None = None
+        self._weights = ""  # what they are called that the model computes with, where there are several
 
     # ---- what there is, made when it is first needed: a model may still move to another device or dtype before
 
@@ -149,6 +150,29 @@ class Engine:
         weight = self.model.embedding.weight
         return weight.data_ptr(), weight.dtype, weight.device
 
+    def change_weights(self, name: str, change: Callable[[], object]) -> None:
+        """Have the model compute with other weights from now on.
+
+        Keys and values in the cache are found only by requests that came under the name of those that they were
+        computed with.
+
+        Args:
+            name: what the weights are called: the same for the same ones.
+            change: does it. No step is made meanwhile.
+
+        Raises:
+            UsageError: a text is being continued.
+        """
+        with self._lock:
+            if self._scheduler is not None:
+                self._let_go()
+            if self.busy:
+                raise UsageError("the weights cannot change while a text is being continued. Wait for its end.")
+            change()
+            self._weights = name
+            if self._scheduler is not None:
+                self._runner.renew()
+
     # ---- requests
 
     def add(self, request: Request) -> None:
@@ -157,6 +181,7 @@ class Engine:
             if self._scheduler is not None and self._made_for != self._place and not self.busy:
                 self._scheduler = None  # the model was moved or cast since
             params = request.params
+            request.salt = f"{self._weights}\n{request.tenant}"
             ends = frozenset() if params.ignore_end else self.end_of_text
             try:
                 self._check(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -13,20 +13,20 @@ from typing import Literal, Unpack, overload
 import torch
 import torch.nn.functional as F
 
+from groundup.inference.adapters import find_parts
 from groundup.inference.drafts import Drafter
 from groundup.inference.engine import Engine, EngineSettings
-from groundup.inference.models import find_model
 from groundup.inference.requests import Request
 from groundup.inference.sampler import TokenMask
 from groundup.inference.sampling import Sampling, SamplingParams
 from groundup.inference.text import Answer, Generation
-from groundup.model import Transformer, load_model, save_model
-from groundup.model.weights.gguf import load_gguf
-from groundup.model.weights.llama2c import load_llama2c
+from groundup.model import Transformer, save_model
+from groundup.model.adapter_model import EXTRA, absorb
+from groundup.model.adapters import adapter_names, set_active
 from groundup.runtime import GroundupError, UsageError, atomic_folder
 from groundup.runtime.device import choose_device
 from groundup.runtime.errors import nearest
-from groundup.runtime.files import read_json, verify_folder
+from groundup.runtime.files import read_json
 from groundup.tokenizer import Tokenizer
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -39,14 +39,21 @@ _SAVED = re.compile(
 
 
 def load(
-    name: str | os.PathLike[str], *, device: str = "auto", dtype: Dtype = "auto",
-    settings: EngineSettings | None = None, drafter: Drafter | None = None,
+    name: str | os.PathLike[str], *, adapters: Iterable[str | os.PathLike[str]] = (), merge: bool = True,
+    requantize: bool = False, device: str = "auto", dtype: Dtype = "auto", settings: EngineSettings | None = None,
+    drafter: Drafter | None = None,
 ) -> LanguageModel:  # fmt: skip
     """Load a model with its tokenizer: ``load("runs/demo").generate("Once")``.
 
     Args:
         name: a run, a checkpoint, a Hugging Face folder, ``hf:owner/name[@revision]``, a ``.gguf`` file of llama.cpp,
-            or a model of llama2.c (its ``.bin`` file with the tokenizer beside it, or their folder).
+            or a model of llama2.c (its ``.bin`` file with the tokenizer beside it, or their folder). An adapter's run
+            or folder (PEFT's or ours) stands for its base with it.
+        adapters: adapters that are put on the model as well, by their folders, runs or names on the hub: what they add
+            to a weight is summed.
+        merge: put all adapters into the weights, which become plain also where the base is quantized: the fastest.
+            Otherwise they stay beside them, and :meth:`LanguageModel.use_adapters` changes between them.
+        requantize: in merging, leave a quantized base quantized, at the cost of a second rounding.
         device: ``auto``, ``cpu``, ``cuda``, …
         dtype: what the weights become. ``auto`` leaves them as they are stored, so that a bfloat16 checkpoint takes no
             more memory than its file; ``float32`` and ``bfloat16`` convert each as it is read.
@@ -58,29 +65,34 @@ def load(
     """
     if dtype not in _DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}.{nearest(str(dtype), _DTYPES)}")
-    wanted = _DTYPES[dtype]
-    path = find_model(name)
-    chosen, ends = choose_device(device), list[int]()
-    if path.is_file() and path.suffix == ".gguf":
-        model, tokenizer = load_gguf(path, device=chosen, dtype=wanted), Tokenizer.load(path)
-    elif path.is_file():
-        model = load_llama2c(path, device=chosen, dtype=wanted)
-        tokenizer = _tokenizer_beside(path, model.config.vocab_size)
-    else:
-        verify_folder(path)
-        model = load_model(path, device=chosen, dtype=wanted)
-        tokenizer, ends = Tokenizer.load(path), _end_tokens(path / "generation_config.json", model.config.vocab_size)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if requantize and not merge:
+        raise UsageError("requantize = true is for merge = true: what is not merged stays quantized as it is.")
+    parts, chosen = find_parts(name, adapters), choose_device(device)
+    model = parts.load(chosen, _DTYPES[dtype])
+    if merge and parts.adapters:
+        absorb(model, requantize=requantize)
+    place, size = parts.tokenizer, model.config.vocab_size
+    llama2c = place.is_file() and place.suffix == ".bin"
+    tokenizer = _tokenizer_beside(place, size) if llama2c else Tokenizer.load(place)
+    if tokenizer.vocab_size > size:
         raise GroundupError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}. "
+            f"{place}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {size}. "
             "They do not belong together."
         )
-    return LanguageModel(model, tokenizer, end_of_text=ends, settings=settings, drafter=drafter)
+    ends = _end_tokens([folder / "generation_config.json" for folder in parts.folders], size)
+    lm = LanguageModel(model, tokenizer, end_of_text=ends, settings=settings, drafter=drafter)
+    if lm.adapters:
+        lm.always_active = tuple(key for key, folder in parts.adapters.items() if (folder / EXTRA).is_file())
+        lm.use_adapters(*lm.adapters)
+    return lm
 
 
-def _end_tokens(path: Path, vocab_size: int) -> list[int]:
-    """The tokens that end a text by a model's own account: a chat model has more than its tokenizer's."""
-    if not path.is_file():
+def _end_tokens(paths: Iterable[Path], vocab_size: int) -> list[int]:
+    """The tokens that end a text by a model's own account, in the first of these files: a chat model has more than its
+    tokenizer's.
+    """
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return []
     found = read_json(path).get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
@@ -118,7 +130,12 @@ class LanguageModel:
         end_of_text: further tokens that end a text, besides the tokenizer's own.
         settings: what the engine may use.
         drafter: who guesses tokens (speculative decoding), such as :class:`groundup.inference.PromptLookup`.
+
+    Attributes:
+        always_active: adapters that :meth:`use_adapters` cannot leave out, since they brought tokens.
     """
+
+    always_active: tuple[str, ...] = ()
 
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer, *, end_of_text: Sequence[int] = (),
@@ -129,6 +146,27 @@ class LanguageModel:
         self.engine = Engine(
             self.model, end_of_text=ends, vocab_size=tokenizer.vocab_size, settings=settings, drafter=drafter
         )
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of adapters that are on the model, not merged: of their folders or runs."""
+        return adapter_names(self.model)
+
+    def use_adapters(self, *names: str) -> None:
+        """Let exactly these adapters count from now on; none of them for the model without any.
+
+        What was computed with others stays in the engine's cache, and is found again when they are used again.
+
+        Raises:
+            UsageError: there is no adapter of a name, they are merged, one brought tokens and cannot be left out, or a
+                text is being continued.
+        """
+        if not self.adapters:
+            raise UsageError("this model has no adapters that could be changed. Load it with merge=False.")
+        left_out = next((name for name in self.always_active if name not in names), None)
+        if left_out is not None:
+            raise UsageError(f"the adapter {left_out} brought tokens of its own, and cannot be left out. Name it, too.")
+        self.engine.change_weights(repr(names), lambda: set_active(self.model, *names))
 
     @overload
     def generate(self, prompts: str, **sampling: Unpack[Sampling]) -> str: ...

@@ -39,13 +39,17 @@ _WANTED = (  # besides the weights; what a repository has of them
     "merges.txt",
     "chat_template.jinja",
 )
+# What an adapter lies in: a model that is to be put on another, which its config names.
+_ADAPTER, _ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_ADAPTER_MORE = ("groundup_adapter.json", "adapter_extra.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def find_model(name: str | os.PathLike[str]) -> Path:
     """What MODEL means: a Hugging Face folder, a run's best or latest checkpoint, ``hf:owner/name[@revision]``.
 
-    A model of llama2.c is its ``.bin`` file, or the folder where that is the only one beside tokenizers; one of
+    The folder may be that of an adapter (PEFT's or ours), which is a model together with its base: see adapters.py. A
+    model of llama2.c is its ``.bin`` file, or the folder where that is the only one beside tokenizers; one of
     llama.cpp is its ``.gguf`` file.
 
     Returns:
@@ -59,11 +63,11 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     if text.startswith("hf:"):
         return fetch_model(text)
     path = Path(text)
-    if (path / "config.json").is_file():
+    if _is_model(path):
         return path
     pointers = [path / "checkpoints" / pointer for pointer in ("best", "latest")]
     for pointer in pointers:
-        if (pointer / "config.json").is_file():
+        if _is_model(pointer):
             return pointer.resolve()
     if path.is_file():
         if path.suffix in (".bin", ".gguf"):
@@ -76,6 +80,10 @@ def find_model(name: str | os.PathLike[str]) -> Path:
         f"{text}: no such folder.{nearest(text, siblings)} "
         "MODEL is a run, a checkpoint, a Hugging Face folder, a .gguf file, a .bin file of llama2.c or hf:owner/name."
     )
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / _ADAPTER).is_file()
 
 
 def _llama2c_in(folder: Path) -> Path:
@@ -99,19 +107,21 @@ def _llama2c_in(folder: Path) -> Path:
 
 
 def read_model_config(name: str | os.PathLike[str]) -> ModelConfig:
-    """The model config of MODEL (no weights are read).
+    """The model config of MODEL (no weights are read); of an adapter, its base's with the tokens that it brings.
 
     Raises:
         GroundupError: as :func:`find_model`, or it is damaged or describes a model we do not have.
     """
+    from groundup.inference.adapters import base_chain
     from groundup.model import read_config
-
-    path = find_model(name)
-    if path.is_dir():
-        return read_config(path)
+    from groundup.model.adapter_model import AdapterNote
     from groundup.model.weights.llama2c import read_llama2c_config
 
-    return read_llama2c_config(path)
+    *adapters, path = base_chain(find_model(name))
+    config = read_config(path) if path.is_dir() else read_llama2c_config(path)
+    sizes = (AdapterNote.read(folder).vocab_size for folder in adapters)
+    size = next((size for size in sizes if size is not None), config.vocab_size)
+    return replace(config, vocab_size=size)
 
 
 # ---- models of the hub
@@ -303,12 +313,15 @@ def fetch_model(spec: str, *, refresh: bool = False) -> Path:
 def _fetched(spec: str, repo: str, listing: Listing) -> Iterator[tuple[str, Path]]:
     """The files of a model by name, small ones first, so that a model we cannot read costs no long download."""
     here = set(listing.files)
-    if "config.json" not in here:
-        raise GroundupError(f"{spec}: no config.json in this repository: it holds no model that can be read.")
     weights = next((name for name in (_INDEX, _SINGLE) if name in here), None)
+    adapter = weights is None and _ADAPTER in here
+    if "config.json" not in here and not adapter:
+        raise GroundupError(f"{spec}: no config.json in this repository: it holds no model that can be read.")
+    if adapter and _ADAPTER_TENSORS in here:
+        weights = _ADAPTER_TENSORS
     if weights is None:
         raise GroundupError(f"{spec}: {_no_weights(listing.files)}")
-    for name in (name for name in _WANTED if name in here):
+    for name in (name for name in (*_WANTED, *((_ADAPTER, *_ADAPTER_MORE) if adapter else ())) if name in here):
         yield name, fetch_file(spec, repo, name, listing, "model", instead=_INSTEAD)
     path = fetch_file(spec, repo, weights, listing, "model", instead=_INSTEAD)
     yield weights, path

@@ -80,6 +80,8 @@ class Request:
         error: what went wrong, where something did.
         cached: tokens of the prompt that were found in the cache.
         seconds_to_first: from the request to its first token.
+        salt: what else besides the tokens must be the same to share something of the cache: the tenant, and the weights
+            that the engine computes with.
     """
 
     prompt: list[int]
@@ -97,6 +99,7 @@ class Request:
     seconds_to_first: float | None = None
 
     def __post_init__(self) -> None:
+        self.salt = self.tenant
         self.arrived = time.monotonic()
         self.events: deque[Event] = deque()  # not yet taken by whoever waits for them
         self.wake: Callable[[], None] | None = None  # called when there are new ones, or the request has ended

@@ -44,6 +44,11 @@ class Runner:
         recorded = compiled and paged.device.type == "cuda" and StepGraphs.refusal(model) is None
         self.graphs = StepGraphs(model, paged, vocab_size) if recorded else None
 
+    def renew(self) -> None:
+        """The model computes with other weights: what was recorded with those before is recorded anew."""
+        if self.graphs is not None:
+            self.graphs = StepGraphs(self.model, self.paged, self.vocab_size)
+
     @torch.inference_mode()
     def run(self, works: Sequence[Work], wanted: Sequence[int]) -> list[Tensor]:
         """Compute the planned tokens.

@@ -248,7 +248,7 @@ class Scheduler:
             tokens = text.tokens[text.start :]
             text.regime = self.regime(len(tokens))
             reuse = self.reuse and not text.request.params.reads_prompt
-            held, computed = self.paged.match(tokens, text.request.tenant) if reuse else (self.paged.open(), 0)
+            held, computed = self.paged.match(tokens, text.request.salt) if reuse else (self.paged.open(), 0)
             first = min(computed + self.step_tokens, len(tokens))
             while not (fits := self._fits(held, computed, first, len(tokens))) and self._displace(text):
                 pass

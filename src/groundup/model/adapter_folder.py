@@ -13,7 +13,6 @@ A has the rows of all of ours, and whose B is block-diagonal: the same function,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from groundup.model.adapter_config import (
+    BASE,
+    CONFIG,
+    base_fields,
+    called,
+    config_of,
+    layer_config,
+    read_adapter_config,
+    wrong_base,
+)
 from groundup.model.adapters import (
     Adapted,
     Lora,
@@ -38,27 +47,17 @@ from groundup.model.transformer import Transformer
 from groundup.model.weights.config_json import SECTION, families_of
 from groundup.model.weights.families import Family
 from groundup.model.weights.links import Link, same
-from groundup.runtime import GroundupError, UsageError, os_errors, read_json, warn, write_atomic, write_json
+from groundup.runtime import GroundupError, UsageError, os_errors, warn, write_atomic, write_json
 from groundup.runtime.errors import nearest
 
-CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+TENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
-
-# Fields of PEFT's config that change nothing of what an adapter computes, or that we act upon. Any other one that is
-# set means something that we do not have.
-_KNOWN = {
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "init_lora_weights", "megatron_core", "peft_type",
-    "peft_version", "qalora_group_size", "revision", "task_type", "exclude_modules", "layers_pattern",
-    "layers_to_transform", "target_modules", "fan_in_fan_out", "r", "lora_alpha", "rank_pattern", "alpha_pattern",
-    "lora_dropout", "use_rslora", "use_dora", "runtime_config", "eva_config",
-}  # fmt: skip
 _AMBIGUOUS = (
     ".gate_proj",
     ".up_proj",
     ".down_proj",
 )  # to PEFT: transformers 5 fuses experts of these names
-_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that leave other weights below
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def save_adapter(
     """Write one adapter into a folder, which is made if need be; PEFT loads it onto the same model saved by us.
 
     Args:
-        base_model: what model it is for, for the config: a path, or a name on the hub.
+        base_model: what model it is for, for the config: a path, or a name on the hub (``hf:owner/name@revision``).
         family: the ``model_type`` whose names are used where a model is of several (Phi-3 is Llama with joined
             matrices); default that of the folder that :func:`groundup.model.save_model` writes.
 
@@ -93,10 +92,27 @@ def save_adapter(
             of the family.
         GroundupError: the folder cannot be written.
     """
+    write_adapter(folder, *adapter_contents(model, name, base_model=base_model, family=family))
+
+
+def write_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write the two files of an adapter.
+
+    Raises:
+        GroundupError: the folder cannot be written.
+    """
+    write_atomic(folder / TENSORS, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_json(folder / CONFIG, config)
+
+
+def adapter_contents(
+    model: nn.Module, name: str = "default", *, base_model: str | None = None, family: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What :func:`save_adapter` writes, with the same arguments and errors: the config, and copies of the tensors."""
     layers = adapted_layers(model)
     if name not in adapter_names(model):
         raise UsageError(f"there is no adapter called {name}.{nearest(name, adapter_names(model))}")
-    prefix, transformer = _transformer(model)
+    prefix, transformer = transformer_in(model)
     loras = {key.removeprefix(prefix): layer.lora(name) for key, layer in layers.items() if name in layer.adapters}
     tensors: dict[str, Tensor] = {}
     configs: dict[str, LoraConfig] = {}
@@ -126,30 +142,9 @@ def save_adapter(
             "its experts, and leaves them out. Merge and save the whole model to use them there."
         )
     transposed = any(layer.transposed for layer in known if layer.theirs in configs)
-    content = _config_of(usual, configs, {layer.theirs for layer in known})
-    content |= {"base_model_name_or_path": base_model, "fan_in_fan_out": transposed}
-    write_atomic(folder / TENSORS, safetensors.torch.save(tensors, {"format": "pt"}))
-    write_json(folder / CONFIG, content)
-
-
-def _config_of(usual: LoraConfig, configs: dict[str, LoraConfig], known: set[str]) -> dict[str, Any]:
-    """PEFT's config: of most layers, and of each of theirs that differs, by their names; ``known`` are all names."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "inference_mode": True,
-        "r": usual.rank,
-        "lora_alpha": _plainly(usual.alpha),
-        "lora_dropout": usual.dropout,
-        "use_rslora": usual.rslora,
-        "use_dora": usual.dora,
-        "bias": "none",
-        "target_modules": _targets(set(configs), known),
-        "rank_pattern": {re.escape(key): one.rank for key, one in configs.items() if one.rank != usual.rank},
-        "alpha_pattern": {
-            re.escape(key): _plainly(one.alpha) for key, one in configs.items() if one.alpha != usual.alpha
-        },
-    }
+    content = config_of(usual, configs, {layer.theirs for layer in known})
+    content |= {**base_fields(base_model), "fan_in_fan_out": transposed}
+    return content, tensors
 
 
 def load_adapter(
@@ -168,12 +163,12 @@ def load_adapter(
         UsageError: as for :func:`groundup.model.adapters.add_adapter`.
         GroundupError: a file is missing, damaged or pickled, uses what we do not have, or is for another model.
     """
-    values = _read_config(folder / CONFIG)
-    path, wanted = folder / TENSORS, values.get("base_model_name_or_path")
-    if base_model is not None and wanted and Path(wanted).name.lower() != Path(base_model).name.lower():
-        raise GroundupError(f"{folder / CONFIG}: this adapter is for {wanted}, the model is {base_model}.")
+    values = read_adapter_config(folder / CONFIG)
+    path, wanted = folder / TENSORS, values.get(BASE)
+    if base_model is not None and wanted and called(wanted).lower() != called(base_model).lower():
+        raise wrong_base(folder, wanted, base_model)
     tensors = _read_tensors(path)
-    prefix, transformer = _transformer(model)
+    prefix, transformer = transformer_in(model)
     linear = linear_layers(transformer)
     configs: dict[str, LoraConfig] = {}
     contents: dict[str, dict[str, Tensor]] = {}
@@ -184,7 +179,7 @@ def load_adapter(
             if any(f".{layer.theirs}".endswith(f".{target}") for target in values["target_modules"]):
                 raise GroundupError(f"{path}: the tensor {start}{A} is missing, though the config has it as a target.")
             continue
-        config = _layer_config(values, layer.theirs)
+        config = layer_config(values, layer.theirs)
         _check(path, start, layer, found, [linear[key] for key in layer.ours], config)
         parts = _split(layer, found, [linear[key].out_features for key in layer.ours])
         for key, part in zip(layer.ours, parts, strict=True):
@@ -208,7 +203,7 @@ def load_adapter(
 # ---- names
 
 
-def _transformer(model: nn.Module) -> tuple[str, Transformer]:
+def transformer_in(model: nn.Module) -> tuple[str, Transformer]:
     """The language model within a module (a classifier has one below its labels), and the prefix of its names."""
     for name, module in model.named_modules():
         if isinstance(module, Transformer):
@@ -250,13 +245,6 @@ def _arrangement(link: Link, outputs: list[int]) -> tuple[Tensor, bool]:
     joined = link.join([part[:, None].expand(-1, 2) for part in numbers])
     transposed = joined.shape[-1] != 2 or bool((joined[0, 0] != joined[0, 1]).item())
     return (joined[0] if transposed else joined[:, 0]).contiguous(), transposed
-
-
-def _targets(used: set[str], known: set[str]) -> list[str]:
-    """``target_modules``: last names where they mean exactly these layers, as people write them, else whole names."""
-    last = {name.rpartition(".")[2] for name in used}
-    exact = {name for name in known if name.rpartition(".")[2] in last} == used
-    return sorted(last) if exact else sorted(used)
 
 
 # ---- tensors
@@ -322,56 +310,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load(raw)
     except SafetensorError as error:
         raise GroundupError(f"{path}: damaged or cut short ({error}).") from error
-
-
-# ---- config
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """PEFT's config, with the fields that we need filled in and everything that we lack refused."""
-    values = read_json(path, "adapter config")
-    if not isinstance(values, dict):
-        raise GroundupError(f"{path}: this adapter config is damaged: it holds no named fields.")
-    if values.get("peft_type") != "LORA":
-        raise GroundupError(f"{path}: peft_type {values.get('peft_type')!r} is not LORA, the one that groundup reads.")
-    found = {"r": 8, "lora_alpha": 8, "target_modules": (), "rank_pattern": {}, "alpha_pattern": {}, **values}
-    for name in ("rank_pattern", "alpha_pattern", "target_modules"):
-        found[name] = found[name] or type(found[name])()
-    partial = any(values.get(name) for name in ("layers_to_transform", "exclude_modules"))
-    if partial or not isinstance(found["target_modules"], (list, tuple)):
-        found["target_modules"] = ()  # what they narrow down to is not worked out; what the file holds is what counts
-    for name, value in values.items():
-        if name not in _KNOWN and value and (name, value) != ("bias", "none"):
-            raise GroundupError(f"{path}: this adapter uses {name} = {value!r}, which groundup does not have.")
-    start = found.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
-        raise GroundupError(
-            f"{path}: init_lora_weights = {start!r} changed the weights below the adapter. "
-            "Convert it to plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)."
-        )
-    _layer_config(found, "", path)
-    return found
-
-
-def _layer_config(values: dict[str, Any], theirs: str, path: Path | None = None) -> LoraConfig:
-    """What the config says of one layer: its own rank and alpha, where a pattern has them (PEFT's rule)."""
-
-    def of(patterns: dict[str, Any], usual: Any) -> Any:
-        fitting = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", theirs))
-        return next(fitting, usual)
-
-    try:
-        return LoraConfig(
-            rank=int(of(values["rank_pattern"], values["r"])),
-            alpha=float(of(values["alpha_pattern"], values["lora_alpha"])),
-            dropout=float(values.get("lora_dropout") or 0.0),
-            rslora=bool(values.get("use_rslora")),
-            dora=bool(values.get("use_dora")),
-        )
-    except (TypeError, ValueError, AttributeError, re.error, UsageError) as error:
-        raise GroundupError(f"{path or CONFIG}: this adapter config is damaged: {error}") from error
-
-
-def _plainly(number: float) -> float | int:
-    """Whole numbers without a point, as PEFT writes them."""
-    return int(number) if float(number).is_integer() else number

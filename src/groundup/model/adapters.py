@@ -6,7 +6,7 @@
 They are put on a model from outside, which does not know of it: a layer is replaced by an :class:`Adapted` that holds
 it. A layer may have several adapters by name; what those that are active add to its weight is summed.
 
-To save adapters for other tools, and to load theirs: adapter_folder.py.
+To save adapters for other tools, and to load theirs: adapter_folder.py. As whole models: adapter_model.py.
 """
 
 # O outputs   I inputs   R rank
@@ -288,14 +288,18 @@ def merge(model: nn.Module, *, requantize: bool = False) -> nn.Module:
     for key, layer in layers.items():
         _not_merged(key, layer)
     for layer in layers.values():
-        base, weight_OI = layer.base, layer.weight
-        merged: nn.Linear | QuantizedLinear
-        if isinstance(base, QuantizedLinear) and requantize:
-            merged = QuantizedLinear(weight_OI, base.bias, base.scheme)
-        else:
-            merged = _plain(weight_OI, base.bias)
-        layer.original, layer.base = base, merged.train(base.training)
+        layer.original, layer.base = layer.base, merged_layer(layer, requantize=requantize)
     return model
+
+
+def merged_layer(layer: Adapted, *, requantize: bool = False) -> nn.Linear | QuantizedLinear:
+    """The layer that computes by itself what this one does with its active adapters; see :func:`merge`."""
+    base, weight_OI = layer.base, layer.weight
+    if layer.original is not None:
+        return base
+    if isinstance(base, QuantizedLinear) and requantize:
+        return QuantizedLinear(weight_OI, base.bias, base.scheme).train(base.training)
+    return plain_linear(weight_OI, base.bias).train(base.training)
 
 
 def unmerge(model: nn.Module) -> nn.Module:
@@ -344,7 +348,7 @@ def _base(layer: nn.Linear | QuantizedLinear | Adapted) -> nn.Linear | Quantized
     return layer.base if isinstance(layer, Adapted) else layer
 
 
-def _plain(weight_OI: Tensor, bias: Tensor | None) -> nn.Linear:
+def plain_linear(weight_OI: Tensor, bias: Tensor | None) -> nn.Linear:
     """A frozen linear layer of these tensors, without filling in others first."""
     outputs, inputs = weight_OI.shape
     with torch.device("meta"):
