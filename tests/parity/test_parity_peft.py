@@ -13,10 +13,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+import groundup
+from groundup.inference.adapters import find_parts
 from groundup.model import Transformer, load_model, save_model
 from groundup.model.adapter_folder import load_adapter, save_adapter
+from groundup.model.adapter_model import save_adapter_model
 from groundup.model.adapters import LoraConfig, adapted_layers, add_adapter, merge, remove, trainable_parameters
 from groundup.runtime import UsageError
+from groundup.tokenizer import Tokenizer
 
 # Sizes are pairwise different, so that swapped axes fail.
 SIZES: dict[str, Any] = dict(
@@ -189,6 +193,78 @@ def test_a_family_can_be_asked_for(tmp_path: Path) -> None:
     assert_same(other(ids).logits, model(ids), bare)
     with pytest.raises(UsageError, match=r"family 'gpt2': this model is of llama, .*phi3"):
         save_adapter(model, tmp_path / "adapter", family="gpt2")
+
+
+# ---- whole models
+
+
+def greedy(model: Any, ids: Tensor, count: int) -> list[int]:
+    """The plain loop: the likeliest token, again and again."""
+    for _ in range(count):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(dim=-1)], dim=1)
+    return ids[0, -count:].tolist()
+
+
+@torch.inference_mode()
+@all_kinds
+def test_what_peft_saved_says_the_same(kind: dict[str, bool], tmp_path: Path) -> None:
+    """A folder of PEFT's alone is a model: its base is where PEFT found it."""
+    tokenizer = Tokenizer.train(["the cat sat on the mat, and the dog. " * 9], 290, show_progress=False)
+    values = SIZES | {
+        "vocab_size": tokenizer.vocab_size,
+        "eos_token_id": tokenizer.end_of_text_id,
+        "initializer_range": 0.2,
+    }
+    by_transformers("Llama", values).save_pretrained(tmp_path / "base")
+    tokenizer.save(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", **PLAIN)
+    lm = groundup.load(tmp_path / "base", device="cpu")
+    prompt, settings = lm.prompt_ids("the cat"), dict(max_tokens=17, temperature=0.0, ignore_end=True)
+    bare = greedy(base, torch.tensor([prompt]), 17)
+    assert lm.generate("the cat", **settings) == tokenizer.decode(bare)
+    other = by_peft(base, DENSE, **kind)
+    other.save_pretrained(tmp_path / "adapter")
+    expected = greedy(other, torch.tensor([prompt]), 17)
+    assert expected != bare
+    folder = tmp_path / "adapter"
+    for found in (
+        groundup.load(folder, device="cpu"),
+        groundup.load(folder, device="cpu", merge=False),
+        groundup.load(tmp_path / "base", adapters=[folder], device="cpu"),
+    ):
+        assert found.generate("the cat", **settings) == tokenizer.decode(expected)
+
+
+@torch.inference_mode()
+@all_kinds
+def test_peft_opens_what_we_saved_as_a_model(kind: dict[str, bool], tmp_path: Path) -> None:
+    """By the folder alone, which names its base."""
+    by_transformers("Llama", SIZES).save_pretrained(tmp_path / "base")
+    model, ids = load_model(tmp_path / "base").eval(), torch.randint(101, (2, 29))
+    bare = model(ids)
+    ours = {"use_rslora": "rslora", "use_dora": "dora"}
+    add_adapter(model, LoraConfig(5, 7.0, **{ours[key]: value for key, value in kind.items()}))
+    stir(model.named_parameters())
+    save_adapter_model(model, tmp_path / "adapter", str(tmp_path / "base"))
+    other = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert_same(other(ids).logits, model(ids), bare)
+
+
+@torch.inference_mode()
+def test_the_sum_of_two_is_pefts(tmp_path: Path) -> None:
+    by_transformers("Llama", SIZES).save_pretrained(tmp_path / "base")
+    ids = torch.randint(101, (2, 29))
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", **PLAIN).eval()
+    bare = base(ids).logits
+    for name, targets in (("one", ["q_proj", "up_proj"]), ("two", ["q_proj", "v_proj"])):
+        other = by_peft(base, targets)
+        other.save_pretrained(tmp_path / name)
+        base = other.unload()
+    both = peft.PeftModel.from_pretrained(base, tmp_path / "one", adapter_name="one")
+    both.load_adapter(tmp_path / "two", adapter_name="two")
+    both.base_model.set_adapter(["one", "two"])
+    found = find_parts(tmp_path / "base", [tmp_path / "one", tmp_path / "two"]).load().eval()
+    assert_same(found(ids), both.eval()(ids).logits, bare)
 
 
 @all_kinds
