@@ -17,6 +17,7 @@ COMMANDS = {  # name: (module, one line); the order is the life of a model
     "finetune": ("finetune", "teach a model to answer, or to sort texts into classes"),
     "generate": ("generate", "continue a prompt, or a file of them"),
     "chat": ("chat", "talk to a model in the terminal"),
+    "classify": ("classify", "sort texts into the classes that a model has learnt"),
     "inspect": ("inspect_model", "a text as the model sees it: surprise, attention, logit lens"),
     "export": ("export", "a model as a folder or file: for other tools, or in eight or four bits"),
     "report": ("report", "write a run's report.html again and show its numbers"),
