@@ -20,9 +20,11 @@ import yaml
 
 from groundup.report.blocks import cell, duration
 from groundup.report.cost import energy_text, largest, median, peak_memory
+from groundup.report.finetuned import figures_of_finetuning
 from groundup.report.jsonl import Row
+from groundup.report.measures import ABSENT
 from groundup.report.metrics import is_number, series
-from groundup.report.run_folder import RunFolder, read_run
+from groundup.report.run_folder import CLASSIFY, PRETRAIN, RunFolder, read_run
 from groundup.report.standing import DIGITS, standings
 from groundup.runtime import GroundupError, UsageError, read_json
 from groundup.runtime.console import byte_size, quantity
@@ -30,7 +32,6 @@ from groundup.runtime.console import byte_size, quantity
 MOST_RUNS = 18  # as many as can be told apart in a figure
 NOT_COMPARED = ("out", "resume", "data_dir", "keep", "track")  # where a run lies and how it is watched, not what it is
 UNKNOWN = "?"
-ABSENT = "–"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def compare_runs(paths: Sequence[str | os.PathLike[str]]) -> Comparison:
     comparable = {"bits_per_byte": same_text, "loss": same_text and same_tokenizer}
     return Comparison(
         runs,
-        [*_quality(runs, comparable), *_effort(runs), *_identities(runs)],
+        [*_quality(runs, comparable), *_of_finetuning(runs), *_effort(runs), *_identities(runs)],
         _differences(runs),
         _notes(runs, same_text, same_tokenizer),
         same_text,
@@ -217,12 +218,19 @@ def _quality(runs: list[Run], comparable: Mapping[str, bool]) -> list[Figures]:
     ]
     found = [_lowest("bits per byte, all held-out text", whole, comparable["bits_per_byte"])]
     for key, name in (("bits_per_byte", "bits per byte, on the way"), ("loss", "held-out loss, nats per token")):
-        values = [run.measured(key) for run in runs]
+        values = [[] if run.folder.kind == CLASSIFY else run.measured(key) for run in runs]  # its loss is of texts
         best = [min(one) if one else None for one in values]
         last = [one[-1] if one else None for one in values]
         found.append(_lowest(f"{name}: best", best, comparable[key]))
         found.append(_lowest(f"{name}: last", last, comparable[key]))
     return [figures for figures in found if set(figures.cells) != {ABSENT}]
+
+
+def _of_finetuning(runs: list[Run]) -> list[Figures]:
+    """What fine-tuning brought. No best is marked: nothing tells whether runs were measured on the same examples."""
+    measured = [figures_of_finetuning(run.folder) for run in runs]
+    names = dict.fromkeys(name for one in measured for name in one)
+    return [Figures(name, [one.get(name, ABSENT) for one in measured]) for name in names]
 
 
 def _lowest(name: str, values: Sequence[float | None], comparable: bool) -> Figures:
@@ -259,6 +267,9 @@ def _parameters(run: RunFolder) -> str:
 
 
 def _identities(runs: list[Run]) -> list[Figures]:
+    """Which text and tokenizer; fine-tuning runs have neither of their own to be told by."""
+    if not any(run.folder.kind == PRETRAIN for run in runs):
+        return []
     return [
         Figures("held-out text", letters([run.text for run in runs])),
         Figures("tokenizer", letters([run.tokenizer for run in runs])),
@@ -281,9 +292,17 @@ def _differences(runs: list[Run]) -> list[Figures]:
 
 def _notes(runs: list[Run], same_text: bool, same_tokenizer: bool) -> list[str]:
     told = []
-    if any(run.text is None for run in runs):
-        names = ", ".join(run.name for run in runs if run.text is None)
+    unknown = [run.name for run in runs if run.text is None and run.folder.kind == PRETRAIN]
+    if unknown:
+        names = ", ".join(unknown)
         told.append(f"The held-out text of {names} is not to be found: whether bits per byte compare cannot be told.")
+    if sum(run.folder.kind != PRETRAIN for run in runs) > 1:
+        told.append(
+            "Whether runs of fine-tuning were measured on the same examples cannot be told from their folders: compare "
+            "the figures of those alone of which you know it."
+        )
+    if len({run.folder.kind for run in runs}) > 1:
+        told.append("The runs are of different kinds: what one of them does not measure is a dash.")
     if len({run.text for run in runs} - {None}) > 1:
         told.append(
             "The runs were measured on different held-out texts: bits per byte compare only between runs of the same "

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from groundup.report.compare import Comparison
 from groundup.report.figure import RUNS, SMOOTHING, Plot, Points, draw, evenly, legend, smooth, x_axis
 from groundup.report.html import templates
 from groundup.report.metrics import series
+from groundup.report.run_folder import CLASSIFY, PRETRAIN, SFT
 from groundup.runtime import write_atomic
 
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # for more runs than there are colours
@@ -29,11 +29,15 @@ class Measure:
     key: str
     title: str
     caption: str
+    of: tuple[str, ...] = (PRETRAIN, SFT, CLASSIFY)  # kinds of runs whose lines are drawn
 
 
 MEASURES = (
     Measure("eval", "bits_per_byte", "Bits per byte", "On held-out text; lower is better."),
-    Measure("train", "loss", "Training loss", "Nats per token, smoothed."),
+    Measure("train", "loss", "Training loss", "Nats per token, smoothed.", (PRETRAIN, SFT)),
+    Measure("eval", "loss", "Held-out loss", "Nats per token of held-out answers; lower is better.", (SFT,)),
+    Measure("train", "loss", "Training loss of classifiers", "Nats per text, smoothed.", (CLASSIFY,)),
+    Measure("eval", "accuracy", "Accuracy", "Share of held-out texts that is right; higher is better.", (CLASSIFY,)),
 )
 OVER = {"step": "steps", "tokens": "tokens", "seconds": "time"}
 
@@ -48,15 +52,7 @@ def write_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Pa
         GroundupError: it cannot be written.
     """
     page = Path(path)
-    plots = draw_comparison(comparison)
-    text = (
-        templates()
-        .get_template("compare.html.j2")
-        .render(
-            comparison=comparison,
-            plots=[(plot, Markup(plot.svg)) for plot in plots],  # ours, from numbers and escaped names
-        )
-    )
+    text = templates().get_template("compare.html.j2").render(comparison=comparison, plots=draw_comparison(comparison))
     write_atomic(page, text.encode("utf-8", "replace"))
     return page
 
@@ -67,25 +63,34 @@ def draw_comparison(comparison: Comparison) -> list[Plot]:
     for measure in MEASURES:
         caption = measure.caption + _caution(comparison, measure)
         for x, over in OVER.items():
-            lines = [series(run.folder.metrics, measure.kind, x, measure.key) for run in comparison.runs]
+            lines = [
+                series(run.folder.metrics if run.folder.kind in measure.of else [], measure.kind, x, measure.key)
+                for run in comparison.runs
+            ]
             if max(len(line[0]) for line in lines) < 2:
                 continue
             title = f"{measure.title} over {over}"
             x_label, divisor = x_axis(x, max(max(line[0], default=0.0) for line in lines))
-            paint = _painter([run.name for run in comparison.runs], lines, divisor, smoothed=measure.kind == "train")
-            svg = draw(f"{measure.key} {x}", f"{title}. {caption}", paint, x_label=x_label)
+            names, rises = [run.name for run in comparison.runs], measure.key == "accuracy"
+            paint = _painter(names, lines, divisor, smoothed=measure.kind == "train", rises=rises)
+            unit = "share" if rises else ""
+            svg = draw(f"{measure.title} {x}", f"{title}. {caption}", paint, x_label=x_label, unit=unit)
             plots.append(Plot(title, caption, svg))
     return plots
 
 
 def _caution(comparison: Comparison, measure: Measure) -> str:
     """A sentence for a figure whose lines must not be compared."""
+    if PRETRAIN not in measure.of:
+        return " Compare the lines only where the held-out examples are the same." if measure.kind == "eval" else ""
     if measure.key == "loss":
         return "" if comparison.same_tokenizer else " Compare the lines only where the tokenizer is the same."
     return "" if comparison.same_text else " Compare the lines only where the held-out text is the same."
 
 
-def _painter(names: list[str], lines: list[Points], divisor: float, *, smoothed: bool) -> Callable[[Any], None]:
+def _painter(
+    names: list[str], lines: list[Points], divisor: float, *, smoothed: bool, rises: bool
+) -> Callable[[Any], None]:
     def paint(axes: Any) -> None:
         for number, (name, (places, values)) in enumerate(zip(names, lines, strict=True)):
             if not places:
@@ -99,7 +104,7 @@ def _painter(names: list[str], lines: list[Points], divisor: float, *, smoothed:
             low, high = _range([values for _, values in lines if values])
             margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
             axes.set_ylim(low - margin, high + margin)
-        legend(axes)
+        legend(axes, "best" if rises else "upper right")
 
     return paint
 

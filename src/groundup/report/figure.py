@@ -119,6 +119,28 @@ def legend(axes: Any, place: str = "upper right") -> None:
         text.set_parse_math(False)  # a name may hold dollar signs
 
 
+def levels(axes: Any, lines: Sequence[tuple[str, float]], *, gap: float) -> None:
+    """A dashed horizontal line for each yardstick, its text at the right end; texts that would touch are moved apart.
+
+    Args:
+        lines: texts and values.
+        gap: the least distance of two texts, in units of the axis.
+    """
+    lines = sorted(lines, key=lambda line: line[1])
+    places = spread([value for _, value in lines], gap)
+    for (text, value), place in zip(lines, places, strict=True):
+        axes.axhline(value, color=YARDSTICK, linewidth=1, linestyle=(0, (5, 3)))
+        axes.annotate(
+            text,
+            (1.01, place),
+            xycoords=("axes fraction", "data"),
+            color=YARDSTICK,
+            va="center",
+            fontsize=7.5,
+            parse_math=False,  # a name may hold dollar signs
+        )
+
+
 def smooth(values: Sequence[float], half_life: float) -> Array:
     """Exponential moving average without the pull towards the first value (bias-corrected as in Adam).
 

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import os
-import statistics
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from groundup.report import classes_page, finetuning
 from groundup.report.blocks import blocks, cell, duration, label
 from groundup.report.cost import costs
+from groundup.report.facts import Fact, effort
+from groundup.report.figure import Plot
 from groundup.report.jsonl import Row
 from groundup.report.metrics import is_number, series
 from groundup.report.plots import draw_plots
-from groundup.report.run_folder import SHOWS, RunFolder, read_run
+from groundup.report.run_folder import CLASSIFY, PRETRAIN, SFT, RunFolder, read_run
 from groundup.report.samples import by_step
 from groundup.report.standing import DIGITS, Standing, headline, standings
 from groundup.runtime import write_atomic
-from groundup.runtime.console import byte_size, quantity
+from groundup.runtime.console import byte_size
 
 # Control characters as their pictures (U+2400 …): a model may write any byte, and a page should show which.
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10, 13)} | {127: 0x2421}
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One figure at the top of the page, and what it counts."""
-
-    value: str
-    name: str
 
 
 def write_report(run: str | os.PathLike[str]) -> Path:
@@ -51,29 +46,44 @@ def write_report(run: str | os.PathLike[str]) -> Path:
 
 def render(run: RunFolder) -> str:
     """The page as text."""
-    table = standings(run.evaluation_rows)
-    samples = by_step(run.samples)
-    plots = draw_plots(run.metrics, [row for row in table if not row.is_model])
-    val_bytes = run.evaluation.get("val_bytes")
+    template, page = PAGES[run.kind]
     return (
         templates()
-        .get_template("run.html.j2")
+        .get_template(template)
         .render(
             run=run,
-            headline=headline(run),
-            facts=facts(run, table),
-            table=table,
-            widest=max((row.bits_per_byte or 0.0 for row in table), default=0.0),
-            val_size=byte_size(val_bytes) if is_number(val_bytes) else "",
-            plots=[(plot, Markup(plot.svg)) for plot in plots],  # ours, from numbers and escaped names
             costs=costs(run.metrics),
-            samples=samples,
+            samples=by_step(run.samples),
             plan=plan_sections(run.plan),
-            data=blocks(run.data),
             machine=blocks(run.environment),
             notes=notes(run),
+            **page(run),
         )
     )
+
+
+def pretraining_page(run: RunFolder) -> dict[str, Any]:
+    """What the page of a pretraining run shows, for ``templates/run.html.j2``."""
+    table = standings(run.evaluation_rows)
+    val_bytes = run.evaluation.get("val_bytes")
+    return {
+        "headline": headline(run),
+        "warning": False,
+        "facts": facts(run, table),
+        "table": table,
+        "widest": max((row.bits_per_byte or 0.0 for row in table), default=0.0),
+        "val_size": byte_size(val_bytes) if is_number(val_bytes) else "",
+        "plots": draw_plots(run.metrics, [row for row in table if not row.is_model]),
+        "data": blocks(run.data),
+    }
+
+
+# The template of each kind of run, and what gathers what it shows.
+PAGES: dict[str, tuple[str, Callable[[RunFolder], dict[str, Any]]]] = {
+    PRETRAIN: ("run.html.j2", pretraining_page),
+    SFT: ("sft.html.j2", finetuning.page),
+    CLASSIFY: ("classify.html.j2", classes_page.page),
+}
 
 
 def templates() -> Environment:
@@ -86,12 +96,18 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": visible, "cell": cell, "label": label, "duration": duration, "size": byte_size}
+    environment.filters |= {"drawing": drawing}
     return environment
 
 
 def visible(text: object) -> str:
     """Text with its control characters shown as pictures; line breaks and tabs stay."""
     return str(text).translate(CONTROL_PICTURES)
+
+
+def drawing(plot: Plot) -> Markup:
+    """A figure as it goes into a page: ours, from numbers and escaped names."""
+    return Markup(plot.svg)
 
 
 def facts(run: RunFolder, table: list[Standing]) -> list[Fact]:
@@ -103,20 +119,12 @@ def facts(run: RunFolder, table: list[Standing]) -> list[Fact]:
         found.append(Fact(model.bits_text, "bits per byte, held out"))
     elif held_out:
         found.append(Fact(f"{held_out[-1]:.{DIGITS}f}", "bits per byte, held out, so far"))
-    counters = (("step", "steps", cell), ("tokens", "training tokens", quantity), ("seconds", "of training", duration))
-    for key, name, show in counters:
-        values = [row[key] for row in run.metrics if is_number(row.get(key))]
-        if values:
-            found.append(Fact(show(max(values)), name))
-    rates = series(run.metrics, "train", "step", "tokens_per_second")[1]
-    if rates:
-        found.append(Fact(quantity(statistics.median(rates)), "tokens per second, median"))
-    return found
+    return found + effort(run)
 
 
 def notes(run: RunFolder) -> list[str]:
     """What the page cannot show, and why."""
-    told = [f"{SHOWS[name]}: {why}" for name, why in run.missing.items()]
+    told = run.not_shown
     nonfinite = sum(bool(row.get("nonfinite")) for row in run.metrics)
     if nonfinite:
         told.append(f"measurements that were not finite numbers: rows of metrics.jsonl that have some: {nonfinite}")

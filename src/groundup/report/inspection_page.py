@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from groundup.report.html import Fact, templates
+from groundup.report.facts import Fact
+from groundup.report.html import templates
 from groundup.report.inspection import Inspection
 from groundup.runtime import write_atomic, write_json
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,13 @@ from groundup.report.figure import (
     HELD_OUT,
     SMOOTHING,
     TRAIN,
-    YARDSTICK,
     Plot,
     Points,
     draw,
     evenly,
     legend,
+    levels,
     smooth,
-    spread,
     x_axis,
 )
 from groundup.report.jsonl import Row
@@ -47,6 +46,7 @@ class Curve:
         second: the line in the colour of held-out text; its points are marked.
         smoothed: whether ``first`` is drawn as points with a smooth line through them.
         from_zero: whether the axis begins at zero.
+        rises: whether more is better, so that the first values are the lowest.
         unit: of the values (see :func:`groundup.report.figure.draw`).
         x: what runs along the bottom.
     """
@@ -57,6 +57,7 @@ class Curve:
     second: Line | None = None
     smoothed: bool = False
     from_zero: bool = False
+    rises: bool = False
     unit: str = ""
     x: str = "tokens"
 
@@ -70,6 +71,10 @@ MFU = "Share of the machine's measured matrix speed that the model's own operati
 CURVES = (
     _of_training("bits_per_byte", "Bits per byte", "Lower is better.", held_out=True, smoothed=True),
     _of_training("loss", "Loss", "Nats per token: points as measured, line smoothed.", held_out=True, smoothed=True),
+    _of_training(
+        "accuracy", "Accuracy", "Share that is right: points as measured, line smoothed.",
+        held_out=True, smoothed=True, rises=True, unit="share",
+    ),
     _of_training("tokens_per_second", "Throughput", "Training tokens per second.", smoothed=True, from_zero=True),
     _of_training("mfu", "Model FLOPs utilisation", MFU, smoothed=True, from_zero=True, unit="share"),
     _of_training("learning_rate", "Learning rate", "As scheduled.", from_zero=True),
@@ -92,12 +97,15 @@ CURVES = (
 )  # fmt: skip
 
 
-def draw_plots(metrics: list[Row], yardsticks: Sequence[Standing] = ()) -> list[Plot]:
+def draw_plots(
+    metrics: list[Row], yardsticks: Sequence[Standing] = (), captions: Mapping[str, str] | None = None
+) -> list[Plot]:
     """The curves that ``metrics`` has at least two points of.
 
     Args:
         metrics: the rows of ``metrics.jsonl``.
         yardsticks: drawn as horizontal lines where bits per byte are shown.
+        captions: how to read some of the curves instead, by the key of the measure.
     """
     plots = []
     for curve in CURVES:
@@ -108,7 +116,8 @@ def draw_plots(metrics: list[Row], yardsticks: Sequence[Standing] = ()) -> list[
         lines = [(row.short_name, row.bits_per_byte) for row in yardsticks if row.bits_per_byte is not None]
         if curve.first.key != "bits_per_byte":
             lines = []
-        caption = f"{curve.caption} Dashed lines are the yardsticks." if lines else curve.caption
+        caption = (captions or {}).get(curve.first.key, curve.caption)
+        caption = f"{caption} Dashed lines are the yardsticks." if lines else caption
         plots.append(Plot(curve.title, caption, _draw(curve, caption, first, second, lines)))
     return plots
 
@@ -124,9 +133,10 @@ def _draw(curve: Curve, caption: str, first: Points, second: Points, lines: list
         _draw_series(axes, curve, first, second, divisor)
         low, high = _limits(curve, first[1], second[1], [value for _, value in lines])
         axes.set_ylim(low, high)
-        _draw_lines(axes, lines, gap=0.062 * (high - low))
+        levels(axes, [(f"{name} {value:.2f}", value) for name, value in lines], gap=0.062 * (high - low))
         if second[0] or (curve.second and curve.x == "seconds"):  # "Processors" alone does not say which
-            legend(axes, "best" if curve.from_zero else "upper right")  # what falls leaves that corner free
+            free = "lower right" if curve.rises else "upper right"  # the corner that falling, or rising, lines leave
+            legend(axes, "best" if curve.from_zero else free)
 
     label = f"{curve.title} over {x_label}. {caption}"
     key = f"{curve.first.kind} {curve.first.key}"
@@ -150,27 +160,14 @@ def _draw_series(axes: Any, curve: Curve, first: Points, second: Points, divisor
 
 
 def _limits(curve: Curve, first: list[float], second: list[float], lines: list[float]) -> tuple[float, float]:
-    """The y range: all of it but, where values scatter, the highest: the first few steps would flatten all others."""
+    """The y range: all of it but, where values scatter, those of the first few steps, which would flatten the rest."""
     values = np.array(first + second)
-    top = float(np.quantile(values, 0.97)) if curve.smoothed else float(values.max())
+    bottom, top = float(values.min()), float(values.max())
+    if curve.smoothed and curve.rises:
+        bottom = float(np.quantile(values, 0.03))
+    elif curve.smoothed:
+        top = float(np.quantile(values, 0.97))
     high = max([top, *lines])
-    low = 0.0 if curve.from_zero else min([float(values.min()), *lines])
+    low = 0.0 if curve.from_zero else min([bottom, *lines])
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return (low if curve.from_zero else low - margin), high + margin
-
-
-def _draw_lines(axes: Any, lines: list[tuple[str, float]], gap: float) -> None:
-    """A horizontal line for each yardstick, its name at the right end; names that would touch are moved apart."""
-    lines = sorted(lines, key=lambda line: line[1])
-    places = spread([value for _, value in lines], gap)
-    for (name, value), place in zip(lines, places, strict=True):
-        axes.axhline(value, color=YARDSTICK, linewidth=1, linestyle=(0, (5, 3)))
-        axes.annotate(
-            f"{name} {value:.2f}",
-            (1.01, place),
-            xycoords=("axes fraction", "data"),
-            color=YARDSTICK,
-            va="center",
-            fontsize=7.5,
-            parse_math=False,  # a name may hold dollar signs
-        )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from groundup.report.jsonl import Row, read_jsonl
+from groundup.report.metrics import is_number
 from groundup.runtime import GroundupError, os_errors, read_json
 
 # What the reader of a report goes without when a file is not there.
@@ -21,6 +24,17 @@ SHOWS = {
     "samples.jsonl": "samples",
     "evaluation.json": "the comparison with gzip, xz and a 6-gram",
 }
+# What a run of another kind keeps in a file of that name; None for one that it does not write.
+PRETRAIN, SFT, CLASSIFY = "pretrain", "sft", "classify"
+SHOWS_OF: dict[str, dict[str, str | None]] = {
+    PRETRAIN: {},
+    SFT: {"data.json": "what it learnt from", "evaluation.json": "figures and answers, before and after"},
+    CLASSIFY: {
+        "data.json": "what it learnt from",
+        "evaluation.json": "how well it sorts, beside a baseline",
+        "samples.jsonl": None,
+    },
+}
 
 
 @dataclass
@@ -33,9 +47,9 @@ class RunFolder:
         recipe: the text of ``recipe.yaml``.
         environment: ``environment.json``.
         plan: the rows of ``plan.json``: section, key, value, why.
-        data: ``data/stats.json`` or ``data.json``.
+        data: ``data/stats.json`` or ``data.json``; of fine-tuning, what it learnt from.
         metrics, samples: the rows of the two growing files.
-        evaluation: ``evaluation.json``: val_bytes and rows.
+        evaluation: ``evaluation.json``: rows, and what belongs to them.
         missing: what is wrong with a file, by its name.
     """
 
@@ -49,6 +63,19 @@ class RunFolder:
     samples: list[Row] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What kind of run it is: pretrain, sft or classify. A file that is not there is made up for by the next."""
+        recipe = re.search(r"^task: *(\w+)", self.recipe, re.MULTILINE)
+        said = (self.evaluation.get("kind"), self.data.get("task"), recipe and recipe[1])
+        return next((str(kind) for kind in said if kind in (SFT, CLASSIFY)), PRETRAIN)
+
+    @property
+    def not_shown(self) -> list[str]:
+        """What a report goes without, and why."""
+        names = SHOWS | SHOWS_OF[self.kind]
+        return [f"{names[name]}: {why}" for name, why in self.missing.items() if names[name] is not None]
 
     @property
     def evaluation_rows(self) -> list[Row]:
@@ -82,10 +109,33 @@ def read_run(run: str | os.PathLike[str]) -> RunFolder:
     return found
 
 
-def rows_of(table: dict[str, Any]) -> list[Row]:
-    """The ``rows`` of a file that holds some; whatever is not a row is left out."""
-    rows = table.get("rows")
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+def rows_of(table: Mapping[str, Any], key: str = "rows") -> list[Row]:
+    """The rows below a key of a file; whatever is not a row is left out."""
+    return [row for row in list_of(table, key) if isinstance(row, dict)]
+
+
+def list_of(table: Mapping[str, Any], key: str) -> list[Any]:
+    """The list below a key; an empty one where there is none."""
+    found = table.get(key)
+    return found if isinstance(found, list) else []
+
+
+def part_of(table: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The object below a key; an empty one where there is none."""
+    found = table.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def number_of(table: Mapping[str, Any], key: str) -> float | None:
+    """The finite number below a key; None where there is none."""
+    found = table.get(key)
+    return float(found) if is_number(found) else None
+
+
+def words_of(table: Mapping[str, Any], key: str) -> str:
+    """The text below a key; empty where there is none."""
+    found = table.get(key)
+    return "" if found is None else str(found)
 
 
 def _part(found: RunFolder, name: str, read: Any, absent: Any) -> Any:
