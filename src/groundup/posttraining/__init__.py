@@ -5,8 +5,8 @@ people have them), labelled.py (texts and their classes), encoding.py (token ids
 quality.py (what is left out), augmentation.py (copies of labelled texts), material.py (all of that for a run),
 preview.py (an example to look at), batches.py and text_batches.py (rows to learn from). The model: vocabulary.py
 (special tokens for one that lacks them), layers.py (which layers learn, how fast), noise.py (NEFTune). The run:
-derive.py (what nobody gave), plan.py (what will be done), jobs.py (what is trained), finetuning.py (all of it). What came
-of it: measure.py (what a model is worth before and after); for classes classifier.py (saved and opened again, over
+derive.py (what nobody gave), plan.py (what will be done), jobs.py (what is trained), finetuning.py (all of it). What
+came of it: measure.py (what a model is worth before and after); for classes classifier.py (saved and opened again, over
 sequence_classification.py, the form that transformers has for it), baseline.py (what it is measured beside),
 class_evaluation.py and classifying.py (how good it is).
 

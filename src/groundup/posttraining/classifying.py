@@ -126,7 +126,7 @@ def _checkpoints_of(run: Path, it: Finetuning) -> list[tuple[int, Path]]:
     found = []
     for state in sorted((run / "checkpoints").glob("step-*/training_state/state.json")):
         folder = state.parent.parent
-        if folder.parent.is_symlink() or read_config(folder) != it.config:
+        if read_config(folder) != it.config:
             continue
         found.append((int(read_json(state)["position"]["tokens"]), folder.resolve()))
     found.sort()
