@@ -112,8 +112,8 @@ class Encoding:
             return None
         if self.too_long == "refuse":
             raise BadRecord(
-                f"it has {len(example.ids):,} tokens, the model's context holds {self.context_length:,}. Give a larger "
-                "--context-length, or --too-long cut or drop."
+                f"it has {len(example.ids):,} tokens, the context holds {self.context_length:,}. Give --too-long cut "
+                "or drop, or a model with a longer context."
             )
         kept = slice(0, self.context_length + 1)
         if not example.learn[kept].any():

@@ -47,7 +47,8 @@ class LeftOut:
             BadRecord: it is bad, and bad ones are not to be skipped.
         """
         if dropped.reason == "bad record" and not self.skip_bad:
-            mend = "Leave" if "Mend" in dropped.detail else "Mend the record, or leave"
+            told = any(word in dropped.detail for word in ("Mend", "Give"))
+            mend = "Or leave" if told else "Mend the record, or leave"
             raise BadRecord(f"{dropped.name}: {dropped.detail} {mend} such records out with --skip-bad.")
         self.all.append(dropped)
 
