@@ -10,6 +10,7 @@ from typing import Any
 
 import attention_page
 import decode_page
+import finetune_page
 import train_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -327,6 +328,7 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "checkpoint": checkpoint,
     "decode": decode_page.decode,
     "quantization": decode_page.quantization,
+    "finetune": finetune_page.finetune,
 }
 PLOTS: dict[str, Callable[[Mapping[str, Any], Path], list[Path]]] = {
     "attention": attention_page.attention_plots,
