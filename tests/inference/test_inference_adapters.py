@@ -148,7 +148,8 @@ def test_tokens_that_an_adapter_brings(base: Path, lm: LanguageModel, make: Make
     assert texts(load(tmp_path / "whole")) == texts(merged)
     again = load(tmp_path / "chat", requantize=True)
     assert isinstance(again.model.get_submodule("blocks.0.attention.q"), QuantizedLinear)
-    both = load(base, make("style"), tmp_path / "chat", merge=False)
+    lm.tokenizer.save(make("style"))
+    both = load(base, tmp_path / "style", tmp_path / "chat", merge=False)
     assert both.tokenizer.fingerprint == tokenizer.fingerprint, "of the one with tokens, not of the first"
     both.use_adapters("chat")
     assert torch.equal(logits(both), logits(kept))
