@@ -20,7 +20,7 @@ from torch import Tensor
 
 from groundup.model import Classifier, Transformer, read_config, save_model
 from groundup.model.weights import family_of
-from groundup.model.weights.families import FAMILIES
+from groundup.model.weights.families import FAMILIES, Family
 from groundup.model.weights.folder import empty_model
 from groundup.model.weights.links import Link
 from groundup.model.weights.quantized_folder import Quantization
@@ -68,10 +68,9 @@ def write_sequence_classifier(
         raise UsageError(f"transformers has no class for {what}. Use this classifier with groundup classify.")
     save_model(headless, folder, **special_ids(tokenizer))
     _add_scores(folder, model.score.weight)
-    alike = family.architecture.replace("LMHeadModel", "ForCausalLM").replace("ForCausalLM", KIND)
     pad = _pad_id(tokenizer, ring, config.vocab_size)
     values = read_json(folder / "config.json") | {
-        "architectures": [_ARCHITECTURES.get(family.model_type, alike)],
+        "architectures": [class_for(family)],
         "num_labels": len(classes),
         "id2label": {str(number): name for number, name in enumerate(classes)},
         "label2id": {name: number for number, name in enumerate(classes)},
@@ -84,6 +83,12 @@ def write_sequence_classifier(
     if name is not None:
         path = folder / "tokenizer_config.json"
         write_json(path, read_json(path) | {"pad_token": name})
+
+
+def class_for(family: Family) -> str:
+    """The class of transformers that classifies with models of a family."""
+    alike = family.architecture.replace("LMHeadModel", "ForCausalLM").replace("ForCausalLM", KIND)
+    return _ARCHITECTURES.get(family.model_type, alike)
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
