@@ -50,7 +50,7 @@ def test_of_a_plain_text_all_is_learnt(tok: Tokenizer) -> None:
 def test_what_does_not_fit(tok: Tokenizer) -> None:
     short, long = talk("a", "b"), talk("a", "the quick brown fox " * 9, where="x#2")
     size = Encoding(tok, 100).encode(short).positions
-    with pytest.raises(BadRecord, match=rf"x#2: it has \d+ tokens, the model's context holds {size}"):
+    with pytest.raises(BadRecord, match=rf"x#2: it has \d+ tokens, the context holds {size}"):
         list(Encoding(tok, size).examples([short, long]))
     skipped: list[Dropped] = []
     assert len(list(Encoding(tok, size).examples([short, long], skipped.append))) == 1
@@ -174,3 +174,11 @@ def test_real_files_are_packed_full(shared_data: Path, name: str) -> None:
     examples = list(Encoding(tok, 1024, too_long="drop").examples(conversations, skipped.append))
     assert len(examples) > 900
     assert ExampleLoader(examples, 1024, 4, seed=1).report()["padding"] < 0.05
+
+
+def test_padded_rows_end_where_the_longest_of_them_does(tok: Tokenizer) -> None:
+    examples = [Encoding(tok, 100).encode(talk("a" * count, "b")) for count in (1, 9, 30)]
+    loader = ExampleLoader(examples, 100, 3, 7, "padded")
+    batch, longest = loader.batch(0), max(example.positions for example in examples)
+    assert batch.inputs.shape == batch.targets.shape == batch.documents.shape == (3, -(-longest // 8) * 8)
+    assert (batch.targets != IGNORED).sum() == sum(int(example.learn.sum()) for example in examples)

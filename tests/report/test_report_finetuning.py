@@ -65,7 +65,7 @@ SFT_DATA: dict[str, Any] = {
 
 
 def classify_files(count: int, verdict: str = "better than the baseline") -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a classifier of so many classes leaves, and its data: class i has 11 texts, i + 1 of them taken for the next."""
+    """What a classifier of so many classes leaves, and its data: of 11 texts of class i, i + 1 count as the next."""
     names = [f"class <i>{number}</i>" for number in range(count)]
     wrong = [number % 5 + 1 for number in range(count)]
     confusion = [[0] * count for _ in range(count)]
@@ -74,7 +74,8 @@ def classify_files(count: int, verdict: str = "better than the baseline") -> tup
         confusion[number][(number + 1) % count] += wrong[number]
     rows = [
         {
-            "name": "this model (0.8M parameters)", "accuracy": 0.9873, "low": 0.9787, "high": 0.9949, "macro_f1": 0.971,
+            "name": "this model (0.8M parameters)", "accuracy": 0.9873, "low": 0.9787, "high": 0.9949,
+            "macro_f1": 0.971,
             "macro_precision": 0.967, "macro_recall": 0.959, "log_loss": 0.0431, "brier": 0.0217,
             "calibration_error": 0.0131, "roc_area": 0.9967, "seconds": 12.0, "note": f"step-000300 {AWKWARD}",
         },
@@ -171,8 +172,8 @@ def test_figures_before_and_after_are_those_of_the_file(make: Callable[..., Path
     knew = {row[0]: row[1:] for row in rows_of(html, "forgetting")}
     assert knew == {"bits per byte": ["1.412", "1.494"], "perplexity": ["18.4", "21.8"], "loss": ["2.910", "3.080"]}
     assert (
-        "The loss on held-out answers fell from 3.211 to 2.130 nats per token; on the text that it knew before it needs "
-        "1.494 bits per byte instead of 1.412, 6% more: so much it forgot."
+        "The loss on held-out answers fell from 3.211 to 2.130 nats per token; on the text that it knew before it "
+        "needs 1.494 bits per byte instead of 1.412, 6% more: so much it forgot."
     ) in page.words
     for told in ("what runs/demo held out, 16,381 tokens", "12.3k", "parameters trained of 10M, lora over nf4"):
         assert told in page.words

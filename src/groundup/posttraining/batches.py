@@ -20,6 +20,7 @@ from groundup.posttraining.encoding import Example
 from groundup.runtime import GroundupError
 
 BLOCK_EXAMPLES = 16_384  # packed together
+WHOLE = 8  # positions of padded rows are a multiple of it: kernels are faster, and meet fewer shapes
 Packing = Literal["best_fit", "padded"]
 Int64Array = npt.NDArray[np.int64]
 
@@ -66,10 +67,10 @@ class ExampleLoader(Loader):
         self._lock = threading.RLock()  # a prefetching thread asks for rows while another asks for the epoch
 
     def samples(self, first: int, count: int) -> TokenBatch:
-        """The rows ``first`` to ``first + count``: int64 [count, T]."""
+        """The rows ``first`` to ``first + count``: int64 [count, T]; padded ones end where the longest of them does."""
         shape = count, self.context_length
         inputs, targets = np.full(shape, self.pad, np.int64), np.full(shape, IGNORED, np.int64)
-        documents = np.zeros(shape, np.int64)
+        documents, longest = np.zeros(shape, np.int64), 0
         for row in range(count):
             with self._lock:
                 epoch = self.epoch_of(first + row)
@@ -84,6 +85,10 @@ class ExampleLoader(Loader):
                 documents[row, here] = number
                 filled += size
             documents[row, filled:] = number + 1
+            longest = max(longest, filled)
+        if self.packing == "padded":
+            whole = slice(min(-(-longest // WHOLE) * WHOLE, self.context_length))
+            return TokenBatch(inputs[:, whole], targets[:, whole], documents[:, whole])
         return TokenBatch(inputs, targets, documents)
 
     def epoch_of(self, sample: int) -> int:
