@@ -47,15 +47,17 @@ def expected(sorter: Path) -> Callable[..., np.ndarray]:
 
 
 def test_texts_of_the_command_line(run: Run, sorter: Path, expected: Callable[..., np.ndarray]) -> None:
-    texts = ["the cat", "the\tdog\n sat", "größer 😀 \x7f", '["x"]', "null", "007", 'a "b" \\n']
+    texts = ["the cat", "the\tdog\n sat", "größer 😀 \x7f\x9f\ufeff\ufffe", '["x"]', "null", "007", 'a "b" \\n']
     said = run("classify", sorter, *texts)
     assert (said.code, said.err) == (0, "")
-    lines = [line.split("\t") for line in said.out.splitlines()]
+    lines = [line.split("\t") for line in said.out.rstrip("\n").split("\n")]
     for (label, probability, text), p_C, given in zip(lines, expected(texts), texts, strict=True):
         assert label == CLASSES[p_C.argmax()]
         assert probability == f"{p_C.max():.4f}"
         assert text == " ".join(given.split())
     assert len({line[0] for line in lines}) > 1
+    said = run("classify", sorter, "fine", "not \udcff")
+    assert (said.code, said.line) == (2, r"the text 'not \udcff' is not UTF-8 text (character 5).")
 
 
 def test_several_classes_and_objects(run: Run, sorter: Path, expected: Callable[..., np.ndarray]) -> None:

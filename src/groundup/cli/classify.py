@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from groundup.posttraining.classifier import Unsorted
 
 TOGETHER = 256  # texts that are held at once
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def classify(
@@ -222,5 +225,17 @@ def main(arguments: Sequence[str]) -> None:
     words = list(arguments)
     count = next((place for place, word in enumerate(words) if word != "-" and word.startswith("-")), len(words))
     if count > 1:
-        words[1:count] = [f"--texts={dumps(words[1:count], ensure_ascii=False)}"]
+        words[1:count] = [f"--texts={_as_list(words[1:count])}"]
     call(classify, "classify", words)
+
+
+def _as_list(texts: Sequence[str]) -> str:
+    """Texts as the value of a flag, which is read as YAML: JSON, in which some characters have to be escaped.
+
+    Raises:
+        UsageError: a text is not UTF-8.
+    """
+    for text in texts:
+        if (bad := _SURROGATE.search(text)) is not None:
+            raise UsageError(f"the text {ascii(text)[:60]} is not UTF-8 text (character {bad.start() + 1}).")
+    return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", dumps(list(texts), ensure_ascii=False))
