@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from groundup.runtime import write_json
 
 AWKWARD = "</pre><script>alert('x')</script> &amp; \x1b[31m ★ "
 SHOWN = "</pre><script>alert('x')</script> &amp; \u241b[31m ★ "
+
+CURVES = ("roc", "reliability", "learning_curve", "pretraining_curve")
 
 SFT: dict[str, Any] = {
     "kind": "sft",
@@ -65,7 +68,7 @@ SFT_DATA: dict[str, Any] = {
 
 
 def classify_files(count: int, verdict: str = "better than the baseline") -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a classifier of so many classes leaves, and its data: of 11 texts of class i, i + 1 count as the next."""
+    """What a classifier of so many classes leaves: of the 11 texts of class i, i % 5 + 1 are taken for the next."""
     names = [f"class <i>{number}</i>" for number in range(count)]
     wrong = [number % 5 + 1 for number in range(count)]
     confusion = [[0] * count for _ in range(count)]
@@ -75,8 +78,7 @@ def classify_files(count: int, verdict: str = "better than the baseline") -> tup
     rows = [
         {
             "name": "this model (0.8M parameters)", "accuracy": 0.9873, "low": 0.9787, "high": 0.9949,
-            "macro_f1": 0.971,
-            "macro_precision": 0.967, "macro_recall": 0.959, "log_loss": 0.0431, "brier": 0.0217,
+            "macro_f1": 0.971, "macro_precision": 0.967, "macro_recall": 0.959, "log_loss": 0.0431, "brier": 0.0217,
             "calibration_error": 0.0131, "roc_area": 0.9967, "seconds": 12.0, "note": f"step-000300 {AWKWARD}",
         },
         {"name": "TF-IDF + logistic regression", "accuracy": 0.9541, "low": 0.941, "high": 0.966, "macro_f1": 0.937,
@@ -151,7 +153,7 @@ def rows_of(page: str, heading: str) -> list[list[str]]:
     """The body of the first table after a heading, as the text of its cells."""
     table = page[page.index(f'id="{heading}"') :].split("<tbody>")[1].split("</tbody>")[0]
     cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in table.split("</tr>")]
-    return [[re.sub("<[^>]*>", " ", cell).split("  ")[0].strip() for cell in row] for row in cells if row]
+    return [[re.sub("<[^>]*>", "", cell.split('<span class="why"')[0]).strip() for cell in row] for row in cells if row]
 
 
 # ---- answers
@@ -208,7 +210,9 @@ def test_the_example_shows_what_is_learnt_without_colours_too(make: Callable[...
 
 
 def test_what_was_left_out_and_what_is_shared(make: Callable[..., Path]) -> None:
-    words = " ".join(read(make("sft", SFT, SFT_DATA)).words.split())
+    run = make("sft", SFT, SFT_DATA)
+    read(run)
+    words = " ".join(unescape(re.sub("<[^>]*>", " ", (run / "report.html").read_text())).split())
     for told in (
         "7 of 101 held-out examples are in training too",
         "4 records: 3 bad record, 1 duplicate.",
@@ -216,7 +220,7 @@ def test_what_was_left_out_and_what_is_shared(make: Callable[..., Path]) -> None
         "x.jsonl#5 x.jsonl#1 93.0%",
         "to learn from 887",
         "tokens 7,919, of which 3,109 (39.3%) are learnt",
-        "<|im_start|>, <|im_end|>",
+        "<|im_start|> , <|im_end|>",
     ):
         assert told in words
 
@@ -404,21 +408,21 @@ def test_many_classes_are_listed_by_what_is_confused_most(make: Callable[..., Pa
 # ---- whatever is missing
 
 
-@pytest.mark.parametrize("damage", [None, math.nan, 3, "text", [], [3], {}, {"rows": 3}, [[1], [2, 3]], [None]])
+@pytest.mark.parametrize("damage", [None, math.nan, "text", [3], {"rows": 3}, [[1], [2, 3]]])
 @pytest.mark.parametrize("kind", ["sft", "classify"])
-def test_any_part_may_be_missing_or_of_another_shape(make: Callable[..., Path], kind: str, damage: Any) -> None:
-    evaluation, data = (SFT, SFT_DATA) if kind == "sft" else classify_files(3)
-    for place, key in [(0, key) for key in evaluation if key != "kind"] + [(1, key) for key in data if key != "task"]:
-        files = [dict(evaluation), dict(data)]
-        files[place][key] = damage
-        found = render(make, *files)
-        assert found.startswith("<!doctype html>")
-        del files[place][key]
-        assert "<script" not in render(make, *files)
+def test_any_part_may_be_missing_or_of_another_shape(kind: str, damage: Any) -> None:
+    evaluation, data = (dict(SFT), SFT_DATA) if kind == "sft" else classify_files(3)
+    evaluation |= dict.fromkeys(CURVES) if kind == "classify" else {}  # whole ones take their time to draw
+    damaged = [({**evaluation, key: damage}, data) for key in evaluation if key != "kind"]
+    damaged += [(evaluation, {**data, key: damage}) for key in data if key != "task"]
+    for files in damaged:
+        html = render(*files)
+        assert html.startswith("<!doctype html>")
+        assert "<script" not in html
 
 
-def render(make: Callable[..., Path], evaluation: dict[str, Any], data: dict[str, Any]) -> str:
-    """The page of these two files, without the curves of training, which take their time."""
+def render(evaluation: dict[str, Any], data: dict[str, Any]) -> str:
+    """The page of these two files, without the curves of training."""
     from groundup.report.html import render as page
     from groundup.report.run_folder import RunFolder
 
@@ -442,10 +446,9 @@ def render(make: Callable[..., Path], evaluation: dict[str, Any], data: dict[str
         ("errors", [{}]), ("per_class", [{}]), ("beside", {"p_value": 0.0123, "only_ours": 3}),
     ],
 )  # fmt: skip
-def test_damaged_parts_of_a_classifier(make: Callable[..., Path], inner: tuple[str, Any]) -> None:
+def test_damaged_parts_of_a_classifier(inner: tuple[str, Any]) -> None:
     evaluation, data = classify_files(2)
-    evaluation[inner[0]] = inner[1]
-    html = render(make, evaluation, data)
+    html = render(evaluation | dict.fromkeys(CURVES) | {inner[0]: inner[1]}, data)
     assert ('id="confusion"' in html) == (inner[0] != "confusion")
 
 
@@ -460,7 +463,7 @@ def test_a_run_that_has_only_begun(make: Callable[..., Path]) -> None:
     words = read(classify).words
     assert "At step 40 89.6% of the held-out texts were sorted right." in words
     assert "how well it sorts, beside a baseline: there is no evaluation.json" in words
-    assert "samples" not in words  # it writes none
+    assert "samples: " not in words  # it writes none
     assert console_table(classify).row_count == 0
     for run in (sft, classify):
         (run / "data.json").unlink()  # the recipe still tells what it is

@@ -51,7 +51,9 @@ def _short(name: str) -> str:
 
 
 def _roc(evaluation: Mapping[str, Any]) -> Plot | None:
-    curves = {words_of(row, "name"): row for row in rows_of(evaluation, "roc") if len(points(row, "false", "true")) > 1}
+    curves = {
+        words_of(row, "name") or "?": row for row in rows_of(evaluation, "roc") if len(points(row, "false", "true")) > 1
+    }
     if not curves:
         return None
     names = list(dict.fromkeys(name.removesuffix(OF_BASELINE) for name in curves))[: len(RUNS)]
@@ -108,7 +110,7 @@ def _reliability(evaluation: Mapping[str, Any]) -> Plot | None:
         for ink, (row, line) in zip(RUNS, lines, strict=False):
             x, y = zip(*line, strict=True)
             error = number_of(row, "expected_error")
-            name = _short(words_of(row, "name"))
+            name = _short(words_of(row, "name") or "?")
             axes.plot(
                 x, y, color=ink, linewidth=1.2, label=name if error is None else f"{name}: {percent(error)} apart"
             )
