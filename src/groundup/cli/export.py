@@ -68,6 +68,9 @@ def export(
     if to == "adapter":
         say(_adapter_alone(model, adapter, target))
         return
+    if _is_classifier(model):
+        say(_classifier(model, to, adapter, target, device))
+        return
     lm = load(model, adapters=adapter, device=device)
     _must_be_plain(model, lm.model)
     kept = ""
@@ -95,6 +98,28 @@ def _target(model: str, to: str, kind: str, out: str | None) -> Path:
     if target.resolve() in (source, source.parent):
         raise UsageError(f"--out {target} is where the model itself lies. Choose a new folder.")
     return target
+
+
+def _is_classifier(model: str) -> bool:
+    from groundup.inference import find_model
+    from groundup.posttraining.classifier import ABOUT
+
+    return (find_model(model) / ABOUT).is_file()
+
+
+def _classifier(model: str, to: str, further: Sequence[str], target: Path, device: str) -> str:
+    """Write a classifier for transformers; what was written, in words."""
+    from groundup.posttraining import export_classifier, load_classifier
+
+    if to != "hf" or further:
+        raise UsageError(f"{model}: a classifier, whose scores only --to hf writes, without --adapter.")
+    found = load_classifier(model, device=device)
+    export_classifier(found, target)
+    names = ", ".join(found.classes[:4]) + (" …" if len(found.classes) > 4 else "")
+    return (
+        f"{target}: {len(found.classes)} classes ({names}). transformers opens it, with "
+        "AutoModelForSequenceClassification, and so does groundup classify."
+    )
 
 
 def _must_be_plain(name: str, model: Transformer) -> None:
