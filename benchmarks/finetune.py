@@ -114,6 +114,15 @@ def cases_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return cases
 
 
+def wanted(case: Mapping[str, Any], arguments: argparse.Namespace) -> bool:
+    """Whether a case is of the part that is asked for."""
+    if arguments.quick or case["work"] == "fill":
+        return True
+    return (
+        case["size"] in arguments.sizes and case["method"] in arguments.methods and case["way"] in arguments.ways
+    )  # fmt: skip
+
+
 def write_models(folder: Path, sizes: Mapping[str, dict[str, Any]], data: Path) -> None:
     """The same random weights and the same tokenizer, learnt from the instructions, for everybody."""
     records = (record for name in INSTRUCTIONS for _, record in open_records(str(data / name)))
@@ -185,6 +194,9 @@ def main() -> None:
     """Measure, keep, render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS), help="fewer than all are not kept")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of models; for a part of it")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="the same")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="the same")
     parser.add_argument("--rounds", type=int, help="how often each contender runs (3)")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round; nothing is kept")
     parser.add_argument("--done", type=Path, metavar="FILE", help="keep what is measured there, and go on from it")
@@ -205,7 +217,7 @@ def main() -> None:
             if case["method"] == "qlora" and not quantizer:
                 case["contenders"] = [name for name in case["contenders"] if name.startswith("groundup")]
             named = {key: case[key] for key in ("work", "size", "method", "way")}
-            if case["work"] in arguments.works and not kept.has(**named):
+            if case["work"] in arguments.works and wanted(case, arguments) and not kept.has(**named):
                 kept.add(measure_case(workers, case, rounds, Path(folder)))
         for worker in workers.values():
             worker.close()
@@ -217,7 +229,8 @@ def main() -> None:
     peers = ("trl", "peft", *(["bitsandbytes"] if quantizer else []))
     result["machine"]["packages"] |= {name: version(name) for name in peers}
     result = rounded(result)
-    whole = set(arguments.works) == set(WORKS) and not arguments.quick
+    parts = ((arguments.works, WORKS), (arguments.sizes, SIZES), (arguments.methods, METHODS), (arguments.ways, WAYS))
+    whole = not arguments.quick and all(set(part) == set(all_) for part, all_ in parts)
     if arguments.out or whole:
         (arguments.out or RESULTS / "finetune.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

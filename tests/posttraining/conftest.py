@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from groundup.data.stdlib_records import stdlib_records
-from groundup.model import ModelConfig, Transformer, save_model
 from groundup.posttraining import Finetuning, conclude, finetune
-from groundup.tokenizer import Tokenizer
-from small_finetuning import Run, plan, write_jsonl
+from small_finetuning import Run, plan, some_questions, write_base, write_jsonl
 
 
 @pytest.fixture(scope="session")
 def questions() -> list[dict[str, Any]]:
     """Questions on Python's library, and their answers."""
-    return list(islice((one for _, one in stdlib_records() if len(one["completion"]) < 100), 97))
+    return some_questions(97)
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory, questions: list[dict[str, Any]]) -> Path:
     """The folder of a model that was never trained, with a tokenizer that fits the questions."""
-    folder = tmp_path_factory.mktemp("base")
-    texts = [f"{one['prompt']} {one['completion']}" for one in questions]
-    tokenizer = Tokenizer.train(texts, 400, special_tokens=["<|endoftext|>"], show_progress=False)
-    torch.manual_seed(3)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, context_length=448, n_layer=2, n_head=2, n_embd=32, n_ff=48,
-        tie_embeddings=False,
-    )  # fmt: skip
-    end = tokenizer.end_of_text_id
-    save_model(Transformer(config), folder, bos_id=end, eos_id=end)
-    tokenizer.save(folder)
-    return folder
+    return write_base(tmp_path_factory.mktemp("base"), questions)
 
 
 @pytest.fixture

@@ -282,3 +282,23 @@ def test_tools_get_a_template_that_has_a_place_for_them(base: Path, tmp_path: Pa
     data = write_jsonl(tmp_path / "data.jsonl", [{"messages": talk, "tools": tools}] * 2)
     planned = plan(base, data, tmp_path / "run", too_long="cut")
     assert "<tool_call>" in str(planned.tokenizer.chat_template)
+
+
+def test_an_adapter_is_gone_on_with_in_another_run(run: Run, tmp_path: Path) -> None:
+    first = run(adapter__method="lora", adapter__rank=3, **SHORT)
+    more = run(out=tmp_path / "more", adapter__method="lora", adapter__resume_from=str(first.run.path), **SHORT)
+    before = read_json(more.run.path / "evaluation.json")["rows"]
+    assert before[0]["loss"] == pytest.approx(
+        read_json(first.run.path / "evaluation.json")["rows"][1]["loss"], rel=1e-3
+    )
+    assert before[1]["loss"] < before[0]["loss"]
+    assert read_json(find_model(more.run.path) / "adapter_config.json")["r"] == 3
+    assert more.tokenizer.vocab_size == groundup.load(more.run.path).model.config.vocab_size
+
+
+def test_texts_longer_than_the_context_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
+    texts = [{"text": f"{label} text number {n}", "label": label} for label in ("a", "b") for n in range(12)]
+    data = write_jsonl(tmp_path / "data.jsonl", [*texts, {"text": "long " * 900, "label": "a"}])
+    planned = plan(base, data, tmp_path / "run", task="classify", too_long="drop")
+    assert sum(map(len, (planned.labelled.train, planned.labelled.val, planned.labelled.test))) == 24
+    assert read_json(tmp_path / "run" / "data.json")["left_out"] == {"longer than the context": 1}

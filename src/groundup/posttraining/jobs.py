@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from groundup.data import Loader
 from groundup.evaluation.classification import accuracy, log_loss
+from groundup.inference import find_model
 from groundup.model import Classifier, Transformer, explain, load_model, quantize_model
-from groundup.model.adapter_folder import load_adapter
-from groundup.model.adapter_model import AdapterFiles, adapter_files
+from groundup.model.adapter_model import AdapterFiles, adapter_files, stack_adapters
 from groundup.model.adapters import add_adapter
 from groundup.model.quantized import Scheme
 from groundup.posttraining.augmentation import Augmentation, read_thesaurus
@@ -21,6 +21,7 @@ from groundup.posttraining.batches import ExampleLoader
 from groundup.posttraining.class_evaluation import held_out_temperature
 from groundup.posttraining.classifier import TextClassifier, plain_copy, save_classifier_files, write_classifier
 from groundup.posttraining.derive import lora_config
+from groundup.posttraining.encoding import Example
 from groundup.posttraining.labelled import LabelledText
 from groundup.posttraining.measure import example_losses
 from groundup.posttraining.noise import NoisyEmbeddings
@@ -32,6 +33,7 @@ from groundup.training.job import Job, M, Measured
 from groundup.training.objectives import Classification, NextToken, Objective
 from groundup.training.parallel import equip
 
+LOOKED_AT = 131_072  # held-out tokens at a milestone; the final measure takes all
 FROZEN_SHARE = 2 / 3  # of a training step's operations, where weights get no gradients
 
 
@@ -54,8 +56,7 @@ def base_model(it: Finetuning, *, weights: bool = True) -> Transformer:
     if adapter.resume_from is None:
         add_adapter(model, lora_config(adapter))
     else:
-        model.requires_grad_(False)
-        load_adapter(model, Path(adapter.resume_from), trainable=True)
+        stack_adapters(model.requires_grad_(False), {"default": find_model(adapter.resume_from)}, trainable=True)
     if it.added:  # new tokens mean nothing yet
         model.embedding.weight.requires_grad_(True)
         model.head.weight.requires_grad_(True)
@@ -120,9 +121,10 @@ class AnswersJob(FinetuningJob[Transformer]):
         )  # fmt: skip
 
     def measure(self, model: Transformer) -> Measured:
-        """Loss on held-out examples; where there are none, on some that are learnt."""
+        """Loss on held-out examples, of many on some; where there are none, on some that are learnt."""
         answers = self.it.answers
-        found = example_losses(model, answers.val or answers.train[:64], self.device, self.precision)
+        examples = spread_evenly(answers.val or answers.train[:64], LOOKED_AT)
+        found = example_losses(model, examples, self.device, self.precision)
         return Measured(found.loss, {"perplexity": found.perplexity}, f"held-out {found.loss:.3f}")
 
     def transformer(self, model: Transformer) -> Transformer | None:
@@ -135,6 +137,12 @@ class AnswersJob(FinetuningJob[Transformer]):
             return None
         with _in_place(model, own):
             return adapters_of(self.it, model).write
+
+
+def spread_evenly(examples: Sequence[Example], tokens: int) -> Sequence[Example]:
+    """Examples of about so many tokens together, spread over all of them; all where they have no more."""
+    step = -(-sum(example.positions for example in examples) // tokens)
+    return examples[::step] if step > 1 else examples
 
 
 class ClassesJob(FinetuningJob[Classifier]):
@@ -229,9 +237,8 @@ def adapters_of(it: Finetuning, model: nn.Module) -> AdapterFiles:
     adapter, name = it.recipe.adapter, str(it.recipe.init_from)
     base = name if name.startswith("hf:") else str(it.base.resolve())
     scheme = None if adapter.base == "as-is" else Scheme(adapter.base, double=adapter.double)
-    extra = ["embedding.weight"] if it.added else []
-    if it.added and not it.config.tie_embeddings:
-        extra.append("head.weight")
+    learnt = dict(model.named_parameters())
+    extra = [key for key in ("embedding.weight", "head.weight") if key in learnt and learnt[key].requires_grad]
     return adapter_files(model, base, scheme, extra)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from groundup.data import Dropped, derive_key, open_records
 from groundup.data.dedup import content_key
 from groundup.model import ModelConfig
+from groundup.posttraining.batches import ExampleLoader
 from groundup.posttraining.conversations import BadRecord, Conversation, form_of, read_conversations
 from groundup.posttraining.encoding import Encoding, Example
 from groundup.posttraining.labelled import LabelledText, class_names, label_ids, load_labelled, split_labelled
@@ -102,13 +103,16 @@ class Answers:
 
         return max(self.train[:256], key=instructive)
 
-    def note(self, source: str) -> dict[str, Any]:
-        """For data.json."""
+    def note(self, recipe: FinetuneRecipe) -> dict[str, Any]:
+        """For data.json; the recipe has its length of rows."""
+        assert recipe.context_length is not None
+        packing = recipe.examples.packing
+        rows = ExampleLoader(self.train, recipe.context_length, 1, recipe.seed, packing).report()
         return {
-            "task": "sft", "source": source,
+            "task": "sft", "source": recipe.data,
             "records": len(self.train) + len(self.val) + len(self.left_out.all),
             "train": len(self.train), "val": len(self.val), "test": 0,
-            "lines": summary(self.form, self.train, self.left_out.all),
+            "lines": summary(self.form, self.train, self.left_out.all, rows),
             **self.left_out.note(), **_noted(self.shared),
             "preview": [vars(piece) for piece in pieces(self.tokenizer, self.shown)],
             "added_tokens": self.added, "digest": self.digest,
@@ -263,12 +267,12 @@ class LabelledMaterial:
                 found.update(f"{text.label}\0{text.text}\0".encode("utf-8", "surrogatepass"))
         return found.hexdigest()
 
-    def note(self, source: str) -> dict[str, Any]:
+    def note(self, recipe: FinetuneRecipe) -> dict[str, Any]:
         """For data.json."""
         counts = Counter(text.label for part in (self.train, self.val, self.test) for text in part)
         lengths = sorted(len(text.text) for text in self.train)
         return {
-            "task": "classify", "source": source,
+            "task": "classify", "source": recipe.data,
             "records": sum(counts.values()) + len(self.left_out.all),
             "train": len(self.train), "val": len(self.val), "test": len(self.test),
             "lines": [
@@ -280,7 +284,7 @@ class LabelledMaterial:
         }  # fmt: skip
 
 
-def gather_labelled(recipe: FinetuneRecipe) -> LabelledMaterial:
+def gather_labelled(recipe: FinetuneRecipe, tokenizer: Tokenizer, config: ModelConfig) -> LabelledMaterial:
     """Read, filter and split the labelled texts that a recipe names.
 
     Raises:
@@ -289,7 +293,7 @@ def gather_labelled(recipe: FinetuneRecipe) -> LabelledMaterial:
     """
     from groundup.posttraining.labelled import shared_texts
 
-    wanted, left_out = recipe.classes, LeftOut(recipe.skip_bad)
+    wanted, left_out, context = recipe.classes, LeftOut(recipe.skip_bad), _context(recipe, config)
     assert recipe.data is not None
     texts = load_labelled(recipe.data, recipe.columns, recipe.limit, left_out)
     val_fraction = 0.0 if recipe.val is not None else recipe.val_fraction
@@ -303,10 +307,26 @@ def gather_labelled(recipe: FinetuneRecipe) -> LabelledMaterial:
         test = load_labelled(wanted.test, recipe.columns, None, left_out)
     classes = class_names(train)
     val, test = (_known(part, classes, left_out) for part in (val, test))
+    if recipe.too_long == "drop":
+        train, val, test = (_fitting(part, tokenizer, context, left_out) for part in (train, val, test))
+        class_names(train)
     if not val or not test:
         name = "val" if not val else "test"
         raise GroundupError(f"{recipe.data}: no text is left for {name}. Give more texts, or a larger {name}_fraction.")
     return LabelledMaterial(classes, train, val, test, shared_texts(train, [*val, *test]), left_out)
+
+
+def _fitting(
+    texts: Sequence[LabelledText], tokenizer: Tokenizer, context: int, left_out: LeftOut
+) -> list[LabelledText]:
+    """Those that fit into the context, with a token before and one behind."""
+    found = []
+    for text, ids in zip(texts, tokenizer.encode_batch([text.text for text in texts]), strict=True):
+        if len(ids) + 2 <= context:
+            found.append(text)
+        else:
+            left_out(Dropped(text.where, "longer than the context"))
+    return found
 
 
 def _known(texts: Iterable[LabelledText], classes: Sequence[str], left_out: LeftOut) -> list[LabelledText]:

@@ -226,7 +226,7 @@ def _plan(given: Given, world: World) -> Finetuning:
     )  # fmt: skip
     run.save_recipe(found.values, found.derived)
     run.save_plan(found.plan_rows(), found.derived)
-    write_json(run.path / "data.json", material.note(str(recipe.data)))
+    write_json(run.path / "data.json", material.note(recipe))
     write_json(run.path / "base.json", {"folder": str(base), "digest": digest_of(base)})
     write_json(
         run.path / "environment.json",
@@ -265,7 +265,10 @@ def _base(recipe: FinetuneRecipe) -> tuple[Path, ModelConfig, Tokenizer]:
             "from it with its base model as --init-from and --adapter.resume-from."
         )
     verify_folder(base)
-    config, tokenizer = read_config(base), Tokenizer.load(base)
+    config, begun = read_config(base), recipe.adapter.resume_from
+    of_adapter = None if begun is None else find_model(begun)
+    own = of_adapter is not None and (of_adapter / "tokenizer.json").is_file()
+    tokenizer = Tokenizer.load(of_adapter if own and of_adapter is not None else base)
     if read_json(base / "config.json").get("quantization_config") and recipe.adapter.method == "full":
         raise UsageError(
             f"{recipe.init_from}: quantized weights cannot be trained themselves. Give --adapter.method lora, or the "
@@ -278,7 +281,7 @@ def _gathered(
     recipe: FinetuneRecipe, tokenizer: Tokenizer, config: ModelConfig
 ) -> tuple[Answers | LabelledMaterial, Tokenizer]:
     if recipe.task == "classify":
-        return gather_labelled(recipe), tokenizer
+        return gather_labelled(recipe, tokenizer, config), tokenizer
     answers = gather_answers(recipe, tokenizer, config)
     return answers, answers.tokenizer
 
