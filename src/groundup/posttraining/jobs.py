@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,13 @@ class FinetuningJob(Job[M]):
     def __init__(self, it: Finetuning) -> None:
         full = it.recipe.adapter.method == "full"
         super().__init__(
-            recipe=it.recipe,
+            recipe=replace(it.recipe, context_length=it.positions),  # a step's tokens are counted by it
             run=it.run,
             values=it.values,
             tokenizer=it.tokenizer,
             device=it.device,
             precision=it.precision,
-            positions=it.context_length,
+            positions=it.positions,
             world=it.world,
             seconds=None if it.recipe.minutes is None else 60.0 * it.recipe.minutes,
             flops_per_token=explain(it.model_config).training_flops_per_token * (1.0 if full else FROZEN_SHARE),

@@ -111,6 +111,18 @@ class Finetuning:
         return self.recipe.context_length
 
     @cached_property
+    def positions(self) -> int:
+        """Positions that a row has on average: texts and padded examples are mostly shorter than the longest one."""
+        if isinstance(self.material, Answers):
+            if self.recipe.examples.packing == "best_fit":
+                return self.context_length
+            sizes = [example.positions for example in self.material.train]
+        else:
+            ids = self.tokenizer.encode_batch([text.text for text in self.material.train])
+            sizes = [min(len(one) + 1, self.context_length) for one in ids]
+        return max(1, round(sum(sizes) / len(sizes)))
+
+    @cached_property
     def model_config(self) -> ModelConfig:
         """The config of the model that is trained: that of the base, with rows for added tokens."""
         return replace(self.config, vocab_size=max(self.config.vocab_size, self.tokenizer.vocab_size))
@@ -145,7 +157,7 @@ class Finetuning:
         """How long training may take."""
         if self.recipe.minutes is not None:
             return 60.0 * self.recipe.minutes
-        tokens = (self.recipe.max_steps or 0) * (self.recipe.batch_tokens or 0)
+        tokens = (self.recipe.max_steps or 0) * (self.recipe.batch_size or 0) * self.positions
         speed = self.world.size * self.flops_per_second * EFFICIENCY
         return tokens * explain(self.model_config).training_flops_per_token / speed if speed else None
 
