@@ -3,7 +3,10 @@
 Read in this order: jsonl.py (files that grow by one line at a time and survive a crash), metrics.py and
 samples.py (the two that a run writes), run_folder.py (everything a report reads, each part optional),
 standing.py (the model beside its yardsticks, in words and rows), cost.py (what it cost), figure.py and plots.py (the
-curves), html.py and templates/run.html.j2 (the page), compare.py and compare_page.py (several runs side by side),
+curves), facts.py, html.py and templates/run.html.j2 (the page). A run of fine-tuning has instead: examples.py (what it
+learnt from), measures.py (measures of several models as text), finetuning.py and templates/sft.html.j2 (answers,
+before and after), classes.py, confusion.py, classes_plots.py, classes_page.py and templates/classify.html.j2 (a
+classifier beside its baseline). Then compare.py, finetuned.py and compare_page.py (several runs side by side),
 terminal.py (the tables in a terminal), inspection.py, inspection_page.py and inspection_plots.py (a look inside a
 model). While a run goes on, tracking.py takes what it measures; tensorboard.py and hosted.py pass it on to those who
 are asked for.
