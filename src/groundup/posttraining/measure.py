@@ -75,7 +75,7 @@ def example_losses(
     nats = np.zeros(len(examples))
     tokens = np.array([int(example.learn.sum()) for example in examples], np.int64)
     order = sorted(range(len(examples)), key=lambda number: examples[number].positions)
-    weight_VE, softcap = model.head.weight, model.config.logit_softcap
+    softcap = model.config.logit_softcap
     with evaluating(model):
         for numbers in _of_like_length(order, examples):
             T = max(examples[number].positions for number in numbers)
@@ -87,6 +87,7 @@ def example_losses(
                 targets_BT[row, here] = np.where(example.learn[1:], example.ids[1:], -1)
             with autocast(device, precision):
                 features_BTE = model.features(torch.from_numpy(ids_BT).to(device))
+                weight_VE = model.head.weight  # of a sharded model it is whole only now
                 rows_M, places_M = np.nonzero(targets_BT >= 0)
                 features_ME = features_BTE[torch.from_numpy(rows_M), torch.from_numpy(places_M)]
                 targets_M = torch.from_numpy(targets_BT[rows_M, places_M]).to(device)
