@@ -7,7 +7,7 @@
 
 speed    steps of full fine-tuning and of LoRA, of a Llama of 10 and one of 124 million parameters, in float32 and in
          bfloat16: ours, packed and padded; TRL's SFTTrainer padded, padded with batches of like length, and packed
-memory   the most that is held in a step of LoRA and of QLoRA (TRL with PEFT and bitsandbytes), of the larger model
+memory   the most that is held in a step of LoRA and of QLoRA (TRL with PEFT and bitsandbytes), of both models
 epoch    from a file of 1,000 instructions to the end of one epoch, with the smaller model
 fill     how full packed rows of 1,024 positions are, for every file of instructions, and with TRL's packing
 
@@ -79,7 +79,7 @@ TEMPLATE = r"""
 def cases_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What is measured, and who takes part."""
     quick, folder = arguments.quick, arguments.data_dir / "sft"
-    sizes, small, large = (QUICK, "tiny", "tiny") if quick else (SIZES, "10M", "124M")
+    sizes, small = (QUICK, "tiny") if quick else (SIZES, "10M")
     files = [str(folder / name) for name in INSTRUCTIONS]
     common = {
         "files": files,
@@ -95,9 +95,9 @@ def cases_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for size in sizes for method in ("full", "lora") for way in WAYS
     ]  # fmt: skip
     cases += [
-        common | {"work": "memory", "size": large, "method": method, "way": way, "steps": 4,
+        common | {"work": "memory", "size": size, "method": method, "way": way, "steps": 4,
                   "contenders": ("groundup", "groundup, checkpointing", "TRL", "TRL, checkpointing")}
-        for method in ("full", "lora", "qlora") for way in ("float32", "bfloat16")
+        for size in sizes for method in ("full", "lora", "qlora") for way in ("float32", "bfloat16")
     ]  # fmt: skip
     thousand = {"files": [files[-1]], "limit": 100 if quick else 1000, "steps": None, "rows": 2, "fitting": False}
     cases += [
