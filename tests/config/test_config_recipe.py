@@ -22,6 +22,7 @@ from groundup.config import (
     recipe_files,
     save_recipe,
 )
+from groundup.posttraining import FinetuneRecipe
 from groundup.runtime import GroundupError, UsageError
 from groundup.training import PretrainRecipe
 
@@ -131,10 +132,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_every_recipe_that_comes_with_groundup_is_valid(root: Path) -> None:
     files = recipe_files()
     assert set(files) == {path.stem for path in (root / "recipes").glob("*.yaml")} >= {"demo", "shakespeare"}
-    for path in files.values():
-        given_ = read_recipe(path, PretrainRecipe)
-        assert given_.values
-        build(PretrainRecipe, given_.values, given_.sources)
+    kinds: dict[type, dict[str, Path]] = {cls: recipe_files(cls) for cls in (PretrainRecipe, FinetuneRecipe)}
+    assert sorted(name for kind in kinds.values() for name in kind) == sorted(files)  # each is of one kind
+    assert set(kinds[FinetuneRecipe]) == {"sft-demo", "classify-spam"}
+    for cls, of_kind in kinds.items():
+        for path in of_kind.values():
+            given_ = read_recipe(path, cls)
+            assert given_.values
+            build(cls, given_.values, given_.sources)
+    with pytest.raises(UsageError, match=r"sft-demo: no such recipe\..* Recipes that come with groundup: demo, "):
+        find_recipe("sft-demo", PretrainRecipe)
 
 
 def test_a_recipe_is_found_by_name_and_by_path(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +160,7 @@ def test_a_recipe_is_found_by_name_and_by_path(recipe: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dmo", "dmo: no such recipe. Did you mean demo? Recipes that come with groundup: demo, "),
+        ("dmo", "dmo: no such recipe. Did you mean demo? Recipes that come with groundup: classify-spam, demo, "),
         ("shakespear.yaml", "shakespear.yaml: no such recipe. Did you mean shakespeare?"),
         ("other/recipes/demo.yaml", "other/recipes/demo.yaml: no such recipe."),
         ("nothing-like-it", "nothing-like-it: no such recipe. Recipes that come with groundup: "),

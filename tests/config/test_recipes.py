@@ -63,9 +63,9 @@ def recipe_of(name: str, **over: Any) -> PretrainRecipe:
     return build(PretrainRecipe, without_open_shape({**given.values, **over}), given.sources)
 
 
-@pytest.mark.parametrize("name", sorted(recipe_files()))
+@pytest.mark.parametrize("name", sorted(recipe_files(PretrainRecipe)))
 def test_a_recipe_is_built_and_can_be_run(name: str) -> None:
-    path = recipe_files()[name]
+    path = recipe_files(PretrainRecipe)[name]
     recipe = recipe_of(name)
     assert recipe.out == f"runs/{name}"  # two recipes never write into one run
     given = settle_length(read_recipe(path, PretrainRecipe))
@@ -83,7 +83,7 @@ def test_a_recipe_is_built_and_can_be_run(name: str) -> None:
 
 def test_the_recipes_that_the_documentation_names_are_there() -> None:
     wanted = {"demo", "shakespeare", "shakespeare-bpe", "shakespeare-cpu", "long-context", *SIZES}
-    assert wanted <= set(recipe_files())
+    assert wanted <= set(recipe_files(PretrainRecipe))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -148,5 +148,5 @@ def test_shakespeare_is_held_out_as_nanogpt_does(name: str) -> None:
 
 
 def test_recipes_are_packaged_where_they_are_found() -> None:
-    assert {path.parent.name for path in recipe_files().values()} == {"recipes"}
-    assert all(isinstance(path, Path) for path in recipe_files().values())
+    assert {path.parent.name for path in recipe_files(PretrainRecipe).values()} == {"recipes"}
+    assert all(isinstance(path, Path) for path in recipe_files(PretrainRecipe).values())

@@ -31,7 +31,7 @@ def tok() -> Tokenizer:
 def test_a_template_brings_its_special_tokens(tok: Tokenizer, name: str, tmp_path: Path) -> None:
     grown, added = with_template(tok, name)
     assert "<|endoftext|>" not in added
-    expected = {"chatml": 2, "llama3": 4}.get(name, 0)  # the others take <|endoftext|> for both ends
+    expected = {"chatml": 2, "hermes": 2, "llama3": 4}.get(name, 0)  # the others take <|endoftext|> for both ends
     assert [grown.special_tokens[one] for one in added] == list(range(tok.vocab_size, tok.vocab_size + expected))
     assert grown.vocab_size == tok.vocab_size + expected
     assert [grown.encode(text) for text in TEXTS] == [tok.encode(text) for text in TEXTS]

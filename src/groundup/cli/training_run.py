@@ -45,7 +45,7 @@ def given_by(
     name, flags = recipe_arguments(words)
     takes = "" if default_recipe else "[RECIPE]"
     if not words and default_recipe is None:
-        known = ", ".join(recipe_files())
+        known = ", ".join(recipe_files(cls))
         raise UsageError(f"groundup {command} needs a recipe (a YAML file, or one of {known}) or flags; see --help.")
     from_flags = parse_recipe_flags(flags, cls, command, description, takes=takes)
     if default_recipe is not None and name is not None:
@@ -53,7 +53,7 @@ def given_by(
             f"groundup {command} takes no recipe, but got {name}. Use --data {name} for a text, or groundup pretrain."
         )
     name = name or default_recipe
-    given = from_flags.over(read_recipe(find_recipe(name), cls)) if name else from_flags
+    given = from_flags.over(read_recipe(find_recipe(name, cls), cls)) if name else from_flags
     if wants_config:
         recipe: Any = build(cls, without_open_shape(given.values), given.sources)
         print_config(undecided(recipe, given.values, derived))

@@ -70,17 +70,34 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def recipe_files() -> dict[str, Path]:
-    """The recipes that come with groundup, by name: from the source tree, or packed in the wheel."""
+def recipe_files(cls: type | None = None) -> dict[str, Path]:
+    """The recipes that come with groundup, by name: from the source tree, or packed in the wheel.
+
+    Args:
+        cls: the dataclass of a kind of recipe: those alone that have no other keys, and name a task where it has one.
+    """
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "recipes", package.parent.parent / "recipes"):
         if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+            found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+            return {name: path for name, path in found.items() if cls is None or _is_of(path, cls)}
     return {}
 
 
-def find_recipe(name: str) -> Path:
+def _is_of(path: Path, cls: type) -> bool:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    keys = {key.partition(".")[0] for key in keys_of(cls)}
+    return isinstance(content, dict) and set(content) <= keys and ("task" in content) == ("task" in keys)
+
+
+def find_recipe(name: str, cls: type | None = None) -> Path:
     """The file of a recipe given by path, or by the name of one that comes with groundup.
+
+    Args:
+        cls: the dataclass of the kind that is wanted.
 
     Raises:
         UsageError: there is no such file and no such recipe.
@@ -88,8 +105,7 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = recipe_files()
-    stem = path.name.removesuffix(".yaml")
+    known, stem = recipe_files(cls), path.name.removesuffix(".yaml")
     if path.parent in (Path(), Path("recipes")) and stem in known:
         return known[stem]
     if path.is_dir():
