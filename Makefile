@@ -75,7 +75,7 @@ format: setup-test
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-# Each keeps its result in benchmarks/results/ and writes docs/benchmarks.md again; together about half a day.
+# Each keeps its result in benchmarks/results/ and writes docs/benchmarks.md again; together about a day.
 bench: setup-bench
 	@$(VENV)/bin/python benchmarks/first_run.py
 	@$(VENV)/bin/python benchmarks/tokenizer.py $(ARGS)
@@ -86,6 +86,7 @@ bench: setup-bench
 	@$(VENV)/bin/python benchmarks/time_to_loss.py $(ARGS)
 	@$(VENV)/bin/python benchmarks/train.py $(ARGS)
 	@$(VENV)/bin/python benchmarks/decode.py $(ARGS)
+	@$(VENV)/bin/python benchmarks/finetune.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .import_linter_cache
