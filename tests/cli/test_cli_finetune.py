@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def test_from_examples_to_a_report(run: Run, place: Path, tmp_path: Path) -> Non
     shown = re.search(r"<\|im_start\|>assistant\n>>>(.+)<\|im_end\|><<<", said.out)
     assert shown is not None
     assert shown[1] in (place / "data.jsonl").read_text()
+    assert "<|im_start|>, <|im_end|> were added, and the embeddings grew" in said.out
     for part in ("form      prompt-completion", "packed by best fit", "learning_rate", "before", "after", "Report: "):
         assert part in said.out
     page = (tmp_path / "run" / "report.html").read_text()
@@ -47,6 +49,20 @@ def test_from_examples_to_a_report(run: Run, place: Path, tmp_path: Path) -> Non
     assert "has been trained to its end already" in again.out
     answered = run("generate", tmp_path / "run", "What", "--max-tokens=3")
     assert answered.code == 0, answered.err
+
+
+def test_without_the_extra_everything_but_bleu_is_measured(
+    run: Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain install has neither sacrebleu nor scikit-learn."""
+    for name in ("sacrebleu", "sklearn", "sklearn.feature_extraction.text", "sklearn.linear_model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    said = run("finetune", *flags(place, tmp_path / "run"))
+    assert said.code == 0, said.err
+    assert "BLEU is not measured: it needs the package sacrebleu" in said.err
+    said = run("finetune", "--task=classify", "--learning-curve=[0.5]", *flags(place, tmp_path / "classes"))
+    assert said.code == 0, said.err
+    assert "no baseline: the baseline of classification needs the package scikit-learn" in said.err
 
 
 def test_texts_into_classes(run: Run, place: Path, tmp_path: Path) -> None:

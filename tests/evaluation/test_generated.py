@@ -108,6 +108,8 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(UsageError, match=r"sacrebleu: pip install 'groundup\[finetune\]'"):
         bleu(["a"], ["a"])
+    without = nearness(["a b"], ["a c"])
+    assert (without.bleu, without.rouge1) == (None, 0.5)
 
 
 def test_an_unknown_way_of_cutting_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -302,3 +303,44 @@ def test_texts_longer_than_the_context_are_left_out_and_counted(base: Path, tmp_
     planned = plan(base, data, tmp_path / "run", task="classify", too_long="drop")
     assert sum(map(len, (planned.labelled.train, planned.labelled.val, planned.labelled.test))) == 24
     assert read_json(tmp_path / "run" / "data.json")["left_out"] == {"longer than the context": 1}
+
+
+@pytest.mark.parametrize("by", ["length", "column"])
+def test_a_curriculum_begins_with_what_is_least(
+    run: Run, tmp_path: Path, questions: list[dict[str, Any]], by: str
+) -> None:
+    data = write_jsonl(tmp_path / "ranked.jsonl", [one | {"rank": -number} for number, one in enumerate(questions)])
+    keys: dict[str, Any] = {} if by == "length" else {"examples__curriculum_column": "rank"}
+    done = run(data=data, examples__curriculum=by, examples__packing="padded", **keys, **SHORT, measured=False)
+    ranks = read_json(done.run.path / "curriculum.json")["ranks"]
+    loader = AnswersJob(done, ranks).loader(len(ranks), None)
+    dealt = loader.batch(0)
+    if by == "length":
+        sizes = [int((row != loader.pad).sum()) for row in dealt.inputs]  # type: ignore[attr-defined]
+        assert sizes == sorted(sizes)
+        assert len(set(sizes)) > 5
+        return
+    first = next(one for one in done.answers.train if one.record["rank"] == min(ranks))
+    assert dealt.inputs[0, : first.positions].tolist() == first.ids[:-1].tolist()
+    bad = write_jsonl(tmp_path / "bad.jsonl", questions)
+    with pytest.raises(UsageError, match=r"bad.jsonl#\d+: its field rank is None, and no number to order a curriculum"):
+        run(data=bad, out=tmp_path / "bad", examples__curriculum=by, **keys, **SHORT)
+
+
+def test_it_stops_early_where_held_out_loss_only_rises(run: Run) -> None:
+    done = run(
+        max_steps=60, save_every=4, early_stop=2, optim__learning_rate=0.3, optim__warmup_steps=20, measured=False
+    )
+    assert done.finished
+    assert len(losses(done)) < 60
+
+
+def test_an_adapter_for_another_base_is_refused_before_any_work(run: Run, base: Path, tmp_path: Path) -> None:
+    first = run(adapter__method="lora", **SHORT, measured=False)
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    keys: dict[str, Any] = {"adapter__method": "lora", "adapter__resume_from": str(first.run.path)}
+    with pytest.raises(GroundupError, match="this adapter is for") as caught:
+        plan(other, Path(str(first.recipe.data)), tmp_path / "more", **keys)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "more").exists()

@@ -8,11 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from groundup.cli.training_run import announce, given_by
+from groundup.cli.training_run import announce, given_by, is_at_its_end, processes
 from groundup.config import Given
 from groundup.posttraining import FinetuneRecipe
 from groundup.runtime import say
-from groundup.runtime.console import clock
 
 if TYPE_CHECKING:
     from groundup.posttraining.plan import Finetuning
@@ -42,28 +41,16 @@ def run(given: Given) -> RunFolder | None:
     from groundup.posttraining.finetuning import conclude, finetune
     from groundup.posttraining.plan import plan_finetuning
     from groundup.report import console_table, write_report
-    from groundup.runtime.device import choose_device
-    from groundup.runtime.process_group import process_group, world_of_environment
 
     started = time.monotonic()
-    values, device = given.values, None
-    if world_of_environment().size > 1:
-        device = choose_device(str(values.get("device") or "auto"))
-    with process_group(device, float(values.get("rank_timeout") or FinetuneRecipe.rank_timeout)) as world:
+    with processes(given) as world:
         planned = plan_finetuning(given, world)
         if world.is_main:
             _show_data(planned)
             announce(planned.plan_rows(), "Any of these can be set: --learning-rate, --epochs, --batch-size …")
         done = finetune(planned)
-    if not world.is_main:
+    if not is_at_its_end(done, world, started):
         return None
-    if not done.finished:
-        say(f"Stopped and saved. The same command goes on from there; the run is in {done.run.path}.")
-        return None
-    if done.trained:
-        say(f"Trained; {clock(time.monotonic() - started)} so far in this sitting.")
-    else:
-        say(f"{done.run.path} has been trained to its end already. For a new run choose another --out.")
     conclude(done)
     report = write_report(done.run.path)
     say()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from groundup.cli.arguments import print_config, recipe_arguments
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from groundup.data import TokenSet
     from groundup.evaluation import BitsPerByte
     from groundup.model import Transformer
+    from groundup.posttraining import Finetuning
+    from groundup.runtime.process_group import World
     from groundup.training import Pretraining
 
 
@@ -67,16 +70,11 @@ def run(given: Given) -> RunFolder | None:
     Returns:
         The run folder; None when training was stopped before its end.
     """
-    from groundup.runtime.device import choose_device
-    from groundup.runtime.process_group import process_group, world_of_environment
     from groundup.training import plan_pretraining, pretrain
     from groundup.training.pretraining import Hooks
 
     started = time.monotonic()
-    values, device = given.values, None
-    if world_of_environment().size > 1:
-        device = choose_device(str(values.get("device") or "auto"))
-    with process_group(device, float(values.get("rank_timeout") or PretrainRecipe.rank_timeout)) as world:
+    with processes(given) as world:
         planned = plan_pretraining(given, world)
         _say_text(planned)
         announce(
@@ -84,17 +82,38 @@ def run(given: Given) -> RunFolder | None:
             "Any of these can be set: --depth, --learning-rate, --batch-tokens …  --print-config shows every key.",
         )
         _, done = pretrain(planned, Hooks(evaluate=held_out_loss, sample=samples))
-    if not world.is_main:
+    if not is_at_its_end(done, world, started):
         return None
+    conclude(done)
+    return done.run
+
+
+def processes(given: Given) -> AbstractContextManager[World]:
+    """The processes that train together, which have to find each other before anything else."""
+    from groundup.runtime.device import choose_device
+    from groundup.runtime.process_group import process_group, world_of_environment
+
+    values, device = given.values, None
+    if world_of_environment().size > 1:
+        device = choose_device(str(values.get("device") or "auto"))
+    return process_group(device, float(values.get("rank_timeout") or PretrainRecipe.rank_timeout))
+
+
+def is_at_its_end(done: Pretraining | Finetuning, world: World, started: float) -> bool:
+    """Say how a sitting ended; whether this process is to measure what came of the run.
+
+    Args:
+        started: when the sitting began, by the monotonic clock.
+    """
+    if not world.is_main:
+        return False
     if not done.finished:
         say(f"Stopped and saved. The same command goes on from there; the run is in {done.run.path}.")
-        return None
-    if done.trained:
+    elif done.trained:
         say(f"Trained; {clock(time.monotonic() - started)} so far in this sitting.")
     else:
         say(f"{done.run.path} has been trained to its end already. For a new run choose another --out.")
-    conclude(done)
-    return done.run
+    return done.finished
 
 
 def held_out_loss(model: Transformer, pretraining: Pretraining, *, whole: bool = False) -> BitsPerByte:

@@ -34,7 +34,7 @@ class Nearness:
     """Generated answers beside the given ones, over all of them.
 
     Args:
-        bleu: of the whole corpus, 0 to 100 (Papineni et al. 2002).
+        bleu: of the whole corpus, 0 to 100 (Papineni et al. 2002); None without sacrebleu.
         rouge1, rouge2: shared words and pairs of words, F1, mean over answers, 0 to 1 (Lin 2004, section 2).
         rouge_l: longest common subsequence of words, F1, mean over answers, 0 to 1 (Lin 2004, section 3.1).
         exact_match: share of answers that are the given ones but for white space.
@@ -42,7 +42,7 @@ class Nearness:
         answers: how many there are.
     """
 
-    bleu: float
+    bleu: float | None
     rouge1: float
     rouge2: float
     rouge_l: float
@@ -60,16 +60,21 @@ def nearness(answers: Sequence[str], references: Sequence[str], *, tokenize: str
         tokenize: how sacrebleu cuts text into words: 13a, or zh, ja-mecab, char … for writing without spaces.
 
     Raises:
-        UsageError: there are not as many of one as of the other, sacrebleu is not installed, or ``tokenize`` is unknown
-            to it.
+        UsageError: there are not as many of one as of the other, or ``tokenize`` is unknown to sacrebleu.
         GroundupError: there are none.
     """
     _paired(answers, references)
+    try:
+        import sacrebleu  # noqa: F401 - whether it is there
+    except ImportError:
+        score = None
+    else:
+        score = bleu(answers, references, tokenize=tokenize)
     pairs = list(zip(answers, references, strict=True))
     words = [(words_of(answer), words_of(reference)) for answer, reference in pairs]
     given = sum(map(len, references))
     return Nearness(
-        bleu=bleu(answers, references, tokenize=tokenize),
+        bleu=score,
         rouge1=_mean(rouge_n(ours, theirs, 1) for ours, theirs in words),
         rouge2=_mean(rouge_n(ours, theirs, 2) for ours, theirs in words),
         rouge_l=_mean(rouge_l(ours, theirs) for ours, theirs in words),
@@ -83,7 +88,7 @@ def bleu(answers: Sequence[str], references: Sequence[str], *, tokenize: str = "
     """BLEU of a corpus, 0 to 100, as sacrebleu computes it (Post 2018): up to 4 words, smoothed where none are shared.
 
     Raises:
-        UsageError, GroundupError: as for :func:`nearness`.
+        UsageError, GroundupError: as for :func:`nearness`; or sacrebleu is not installed.
     """
     _paired(answers, references)
     try:

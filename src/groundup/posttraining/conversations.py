@@ -99,11 +99,25 @@ def read_conversations(
         try:
             yield _conversation(where, record, settled)
         except BadRecord as error:
-            if skip is None:
-                raise BadRecord(
-                    f"{where}: {error} Mend the record, or leave such records out with --skip-bad."
-                ) from None
-            skip(Dropped(where, "bad record", str(error)))
+            leave_out(where, error, skip)
+
+
+def leave_out(where: str, error: GroundupError, skip: Skip | None) -> None:
+    """Tell of a record that cannot be used.
+
+    Args:
+        where: its name.
+        skip: whom to tell; without it the record ends the reading.
+
+    Raises:
+        BadRecord: nobody is to be told; the line says how to mend it.
+    """
+    if skip is not None:
+        skip(Dropped(where, "bad record", str(error)))
+        return
+    told = any(word in str(error) for word in ("Mend", "Give"))
+    mend = "Or leave" if told else "Mend the record, or leave"
+    raise BadRecord(f"{where}: {error} {mend} such records out with --skip-bad.") from None
 
 
 def _renamed(record: Any, columns: Mapping[str, str], where: str) -> Any:

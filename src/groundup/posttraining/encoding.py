@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groundup.data import Dropped
-from groundup.posttraining.conversations import BadRecord, Conversation, Skip
+from groundup.posttraining.conversations import BadRecord, Conversation, Skip, leave_out
 from groundup.runtime import GroundupError
 from groundup.tokenizer import Tokenizer
 
@@ -71,9 +71,7 @@ class Encoding:
             try:
                 example = self._fitted(self.encode(conversation))
             except BadRecord as error:
-                if skip is None:
-                    raise BadRecord(f"{conversation.where}: {error}") from None
-                skip(Dropped(conversation.where, "bad record", str(error)))
+                leave_out(conversation.where, error, skip)
                 continue
             if example is not None:
                 yield example

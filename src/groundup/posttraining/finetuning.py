@@ -13,7 +13,7 @@ from groundup.posttraining.classifying import evaluate_classes
 from groundup.posttraining.jobs import AnswersJob, ClassesJob, base_model
 from groundup.posttraining.measure import State, example_losses, known_text, measure, questions
 from groundup.posttraining.plan import Finetuning
-from groundup.runtime import UsageError, read_json, say, write_json
+from groundup.runtime import UsageError, read_json, say, warn, write_json
 from groundup.runtime.process_group import barrier
 from groundup.training.sitting import train
 
@@ -50,7 +50,10 @@ def prepare_answers(it: Finetuning) -> None:
     model = base_model(it).to(it.device)
     if curriculum != "none":
         write_json(ranks, {"by": curriculum, "ranks": curriculum_ranks(it, model)})
-    write_json(before, measured(it, model)._asdict())
+    state = measured(it, model)
+    if state.answers and state.row["bleu"] is None:
+        warn("BLEU is not measured: it needs the package sacrebleu: pip install 'groundup[finetune]'")
+    write_json(before, state._asdict())
 
 
 def measured(it: Finetuning, model: Transformer) -> State:

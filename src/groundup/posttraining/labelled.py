@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from groundup.data import Dropped, derive_key, open_records
 from groundup.data.dedup import content_key
-from groundup.posttraining.conversations import BadRecord, Conversation, Skip
+from groundup.posttraining.conversations import BadRecord, Conversation, Skip, leave_out
 from groundup.posttraining.quality import Shared, shared_with_training
 from groundup.runtime import GroundupError, UsageError
 from groundup.runtime.errors import nearest
@@ -120,11 +120,7 @@ def read_labelled(
         try:
             yield _labelled(where, record, found)
         except BadRecord as error:
-            if skip is None:
-                raise BadRecord(
-                    f"{where}: {error} Mend the record, or leave such records out with --skip-bad."
-                ) from None
-            skip(Dropped(where, "bad record", str(error)))
+            leave_out(where, error, skip)
 
 
 def find_columns(records: Sequence[tuple[str, Any]], columns: Mapping[str, str] | None = None) -> Columns:

@@ -15,7 +15,7 @@ from groundup.data import Dropped, derive_key, open_records
 from groundup.data.dedup import content_key
 from groundup.model import ModelConfig
 from groundup.posttraining.batches import ExampleLoader
-from groundup.posttraining.conversations import BadRecord, Conversation, form_of, read_conversations
+from groundup.posttraining.conversations import BadRecord, Conversation, form_of, leave_out, read_conversations
 from groundup.posttraining.encoding import Encoding, Example
 from groundup.posttraining.labelled import LabelledText, class_names, label_ids, load_labelled, split_labelled
 from groundup.posttraining.preview import pieces, summary
@@ -48,9 +48,7 @@ class LeftOut:
             BadRecord: it is bad, and bad ones are not to be skipped.
         """
         if dropped.reason == "bad record" and not self.skip_bad:
-            told = any(word in dropped.detail for word in ("Mend", "Give"))
-            mend = "Or leave" if told else "Mend the record, or leave"
-            raise BadRecord(f"{dropped.name}: {dropped.detail} {mend} such records out with --skip-bad.")
+            leave_out(dropped.name, BadRecord(dropped.detail), None)
         self.all.append(dropped)
 
     def note(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 
 from groundup.config import Given, build
 from groundup.inference import find_model
+from groundup.inference.adapters import find_parts
 from groundup.model import ModelConfig, explain, read_config
 from groundup.posttraining.derive import derive, fitted, rules_of, sketched
 from groundup.posttraining.material import Answers, LabelledMaterial, gather_answers, gather_labelled
@@ -23,7 +24,7 @@ from groundup.runtime.console import clock, flop_rate, quantity
 from groundup.runtime.device import Precision, choose_precision, keep_freed_memory, matmul_flops
 from groundup.runtime.environment import describe_environment
 from groundup.runtime.files import folder_lock, verify_folder
-from groundup.runtime.process_group import World, from_main, main_first
+from groundup.runtime.process_group import World, first_decides
 from groundup.tokenizer import Tokenizer
 from groundup.training.checkpoint import Checkpoints
 from groundup.training.plan import device_of
@@ -170,14 +171,9 @@ def plan_finetuning(given: Given, world: World | None = None) -> Finetuning:
         GroundupError: the recipe contradicts itself, the data or the model cannot be read or do not fit, the folder
             cannot be written or holds another run.
     """
-    world = world or World()
-    planned: Finetuning | None = None
+    here = world or World()
     keep_freed_memory()  # before anything is measured
-    with main_first(world):
-        if world.is_main:
-            planned = _plan(given, world)
-    told = from_main(world, None if planned is None else _to_tell(planned))
-    return planned or _as_told(told, given, world)
+    return first_decides(here, lambda: _plan(given, here), _to_tell, lambda told: _as_told(told, given, here))
 
 
 def _to_tell(planned: Finetuning) -> dict[str, Any]:
@@ -278,9 +274,12 @@ def _base(recipe: FinetuneRecipe) -> tuple[Path, ModelConfig, Tokenizer]:
         )
     verify_folder(base)
     config, begun = read_config(base), recipe.adapter.resume_from
-    of_adapter = None if begun is None else find_model(begun)
-    own = of_adapter is not None and (of_adapter / "tokenizer.json").is_file()
-    tokenizer = Tokenizer.load(of_adapter if own and of_adapter is not None else base)
+    of_tokenizer = base
+    if begun is not None:
+        find_parts(str(recipe.init_from), [begun])  # an adapter for another model is told before any work
+        if (find_model(begun) / "tokenizer.json").is_file():
+            of_tokenizer = find_model(begun)
+    tokenizer = Tokenizer.load(of_tokenizer)
     if read_json(base / "config.json").get("quantization_config") and recipe.adapter.method == "full":
         raise UsageError(
             f"{recipe.init_from}: quantized weights cannot be trained themselves. Give --adapter.method lora, or the "

@@ -287,7 +287,7 @@ class FinetuneRecipe:
     layers: LayersRecipe = field(default_factory=LayersRecipe)
     loss: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
     measure: MeasureRecipe = field(default_factory=MeasureRecipe)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="adamw", schedule="cosine", grad_clip=1.0))
+    optim: OptimConfig = field(default_factory=OptimConfig)
 
     @property
     def batch_tokens(self) -> int | None:

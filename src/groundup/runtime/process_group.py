@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from groundup.runtime.errors import GroundupError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 RANK_TIMEOUT_SECONDS = 600.0  # how long ranks wait for one another before they give up
 _SHOWN = 8  # ranks that a message names
 
@@ -219,3 +220,22 @@ def main_first(world: World) -> Iterator[None]:
     if failure is not None:
         raise GroundupError(f"rank 0 stopped: {failure}")
     yield
+
+
+def first_decides(world: World, decide: Callable[[], T], tell: Callable[[T], Any], take: Callable[[Any], T]) -> T:
+    """What rank 0 decides before all others do anything, on every rank.
+
+    Args:
+        decide: on rank 0.
+        tell: what the others are told of it, as plain data.
+        take: on the others, what they were told back into what was decided.
+
+    Raises:
+        GroundupError: on the other ranks, where rank 0 failed.
+    """
+    decided: T | None = None
+    with main_first(world):
+        if world.is_main:
+            decided = decide()
+    told = from_main(world, None if decided is None else tell(decided))
+    return take(told) if decided is None else decided

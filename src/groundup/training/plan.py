@@ -27,7 +27,7 @@ from groundup.runtime.device import (
 )
 from groundup.runtime.environment import describe_environment
 from groundup.runtime.files import folder_lock
-from groundup.runtime.process_group import World, from_main, main_first
+from groundup.runtime.process_group import World, first_decides
 from groundup.tokenizer import Tokenizer
 from groundup.training.checkpoint import Checkpoints
 from groundup.training.parallel import settle_way
@@ -153,14 +153,9 @@ def plan_pretraining(given: Given, world: World | None = None) -> Pretraining:
         GroundupError: the recipe contradicts itself, the text cannot be read, the folder cannot be written or holds
             another run.
     """
-    world = world or World()
-    planned: Pretraining | None = None
+    here = world or World()
     keep_freed_memory()  # before anything is measured
-    with main_first(world):
-        if world.is_main:
-            planned = _plan(given, world)
-    told = from_main(world, None if planned is None else _to_tell(planned))
-    return planned or _as_told(told, given, world)
+    return first_decides(here, lambda: _plan(given, here), _to_tell, lambda told: _as_told(told, given, here))
 
 
 def _to_tell(planned: Pretraining) -> dict[str, Any]:
