@@ -127,7 +127,7 @@ class Transformer(nn.Module):
         x_BTE = self.embedding(ids_BT)
         if self.config.embedding_scale is not None:
             # Rounded to the weights' dtype first, as Gemma does: in bf16 the square root of the width is not exact.
-            x_BTE = x_BTE * torch.tensor(self.config.embedding_scale, dtype=self.embedding.weight.dtype)
+            x_BTE = x_BTE * torch.tensor(self.config.embedding_scale, dtype=x_BTE.dtype)
         if self.positions is not None:
             x_BTE = x_BTE + self.positions(positions_BT)
         elif self.config.positions == "sinusoidal":

@@ -22,7 +22,6 @@ from groundup.report import check_trackers
 from groundup.runtime import GroundupError, UsageError, os_errors, read_json, write_json
 from groundup.runtime.console import clock, flop_rate, quantity
 from groundup.runtime.device import Precision, choose_precision, keep_freed_memory, matmul_flops
-from groundup.runtime.environment import describe_environment
 from groundup.runtime.files import folder_lock, verify_folder
 from groundup.runtime.process_group import World, first_decides
 from groundup.tokenizer import Tokenizer
@@ -236,10 +235,7 @@ def _plan(given: Given, world: World) -> Finetuning:
     run.save_plan(found.plan_rows(), found.derived)
     write_json(run.path / "data.json", material.note(recipe))
     write_json(run.path / "base.json", {"folder": str(base), "digest": digest_of(base)})
-    write_json(
-        run.path / "environment.json",
-        describe_environment() | {"device": str(device), "precision": precision, "processes": world.size},
-    )
+    run.save_environment(str(device), precision, world.size)
     return found
 
 

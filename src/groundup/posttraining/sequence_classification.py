@@ -21,10 +21,9 @@ from torch import Tensor
 from groundup.model import Classifier, Transformer, read_config, save_model
 from groundup.model.weights import family_of
 from groundup.model.weights.families import FAMILIES, Family
-from groundup.model.weights.folder import empty_model
-from groundup.model.weights.links import Link
+from groundup.model.weights.folder import empty_model, fill_tensor
 from groundup.model.weights.quantized_folder import Quantization
-from groundup.model.weights.stored import Stored, stored_tensors
+from groundup.model.weights.stored import stored_tensors
 from groundup.model.weights.tensor_file import TensorFile
 from groundup.posttraining.text_batches import Around
 from groundup.runtime import GroundupError, UsageError, os_errors, read_json, write_atomic, write_json
@@ -160,24 +159,10 @@ def read_sequence_classifier(folder: Path, device: torch.device) -> tuple[Transf
         found = stored.get(link.theirs) or stored.get(short)
         if found is None:
             raise GroundupError(f"{folder}: the tensor {link.theirs} is missing from the weights.")
-        _fill(link, found, tensors)
+        fill_tensor(link, found, tensors)
     score_CE = torch.empty(stored[SCORE].shape)
     stored[SCORE].read_into(score_CE)
     return model, score_CE
-
-
-@torch.no_grad()
-def _fill(link: Link, stored: Stored, tensors: dict[str, Tensor]) -> None:
-    places = [place.of(tensors) for place in link.ours]
-    asked = tuple(link.join([torch.empty(place.shape, device="meta") for place in places]).shape)
-    if stored.shape != asked:
-        raise GroundupError(
-            f"{stored.path}: {link.theirs} has shape {list(stored.shape)}, the config asks for {list(asked)}."
-        )
-    whole = torch.empty(stored.shape, dtype=stored.dtype)
-    stored.read_into(whole)
-    for part, place in zip(link.split(whole, places), places, strict=True):
-        place.copy_(part)
 
 
 def read_about_theirs(folder: Path, tokenizer: Tokenizer, n_classes: int) -> dict[str, Any]:

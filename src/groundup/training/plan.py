@@ -25,7 +25,6 @@ from groundup.runtime.device import (
     keep_freed_memory,
     matmul_flops,
 )
-from groundup.runtime.environment import describe_environment
 from groundup.runtime.files import folder_lock
 from groundup.runtime.process_group import World, first_decides
 from groundup.tokenizer import Tokenizer
@@ -247,10 +246,7 @@ def _plan(given: Given, world: World) -> Pretraining:
     pretraining = replace(pretraining, values=values)
     run.save_recipe(values, plan.derived)
     run.save_plan(pretraining.plan_rows(), plan.derived)
-    write_json(
-        run.path / "environment.json",
-        describe_environment() | {"device": str(device), "precision": precision, "processes": world.size},
-    )
+    run.save_environment(str(device), precision, world.size)
     return pretraining
 
 

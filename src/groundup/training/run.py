@@ -21,6 +21,7 @@ from typing import Any
 from groundup.config import Given, flatten, keys_of, read_recipe, save_recipe
 from groundup.optim import Horizon
 from groundup.runtime import UsageError, read_json, say, write_json
+from groundup.runtime.environment import describe_environment
 from groundup.training.scaling import Derived
 
 # These choose where and whether to go on, not what is computed.
@@ -60,6 +61,11 @@ class RunFolder:
     def save_plan(self, rows: list[dict[str, Any]], derived: list[Derived]) -> None:
         """Write plan.json: the table that was shown, and what was derived."""
         write_json(self.path / "plan.json", {"rows": rows, "derived": [asdict(entry) for entry in derived]})
+
+    def save_environment(self, device: str, precision: str, processes: int) -> None:
+        """Write environment.json: versions, machine, and what the run computes on."""
+        told = {"device": device, "precision": precision, "processes": processes}
+        write_json(self.path / "environment.json", describe_environment() | told)
 
     def derived(self, given: Given) -> list[Derived]:
         """What the run that is here derived when it began, less what is now given otherwise."""

@@ -159,7 +159,7 @@ def load_model(
         linked = _link_name(name, links, family, config, tensor.path)
         if linked is not None:
             waiting.pop(linked, None)
-            _fill(links[linked], tensor, tensors)
+            fill_tensor(links[linked], tensor, tensors)
     if waiting:
         raise GroundupError(f"{folder}: the tensor {next(iter(waiting))} is missing from the weights.")
     return model
@@ -194,8 +194,15 @@ def empty_model(
     return model
 
 
-def _fill(link: Link, stored: Stored, tensors: dict[str, Tensor]) -> None:
-    """Put one tensor of a file where it belongs, after seeing that it fits."""
+def fill_tensor(link: Link, stored: Stored, tensors: dict[str, Tensor]) -> None:
+    """Put one tensor of a file where it belongs.
+
+    Args:
+        tensors: the model's state, by name.
+
+    Raises:
+        GroundupError: it has another shape than the config asks for, or codes are of another type.
+    """
     places = [place.of(tensors) for place in link.ours]
     asked = tuple(link.join([torch.empty(place.shape, device="meta") for place in places]).shape)
     if stored.shape != asked:

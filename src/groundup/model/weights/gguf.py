@@ -24,7 +24,7 @@ from torch import Tensor
 
 from groundup.model.config import ModelConfig
 from groundup.model.transformer import Transformer
-from groundup.model.weights.folder import _fill, empty_model
+from groundup.model.weights.folder import empty_model, fill_tensor
 from groundup.model.weights.gguf_config import (
     FREQUENCIES,
     architecture_of,
@@ -149,7 +149,7 @@ def load_gguf(
     model = empty_model(config, device, dtype or torch.float32)
     tensors = dict(model.state_dict())
     for name, link in links.items():
-        _fill(link, stored[name], tensors)
+        fill_tensor(link, stored[name], tensors)
     return model
 
 
