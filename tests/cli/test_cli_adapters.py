@@ -62,7 +62,8 @@ def b(base: Path) -> Path:
 @pytest.fixture
 def trained(base: Path, tmp_path: Path) -> Path:
     """A run that trained an adapter with a new token on its base in four bits."""
-    from groundup.posttraining.vocabulary import resize_embeddings, with_template
+    from groundup.model import resize_embeddings
+    from groundup.posttraining.vocabulary import with_template
 
     tokenizer, _ = with_template(Tokenizer.load(base), "chatml")
     model = resize_embeddings(load_model(base), tokenizer.vocab_size)

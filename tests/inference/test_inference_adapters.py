@@ -128,7 +128,8 @@ def test_the_tokenizer_and_the_end_are_the_adapters_own_where_it_has_them(
 
 
 def test_tokens_that_an_adapter_brings(base: Path, lm: LanguageModel, make: Make, tmp_path: Path) -> None:
-    from groundup.posttraining.vocabulary import resize_embeddings, with_template
+    from groundup.model import resize_embeddings
+    from groundup.posttraining.vocabulary import with_template
 
     tokenizer, new = with_template(lm.tokenizer, "chatml")
     model = resize_embeddings(load_model(base), tokenizer.vocab_size, lm.tokenizer.vocab_size)

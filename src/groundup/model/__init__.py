@@ -4,8 +4,8 @@ Read in this order: config.py (the fields that choose the parts), transformer.py
 attention.py, latent_attention.py, masks.py and backends.py (who sees whom, and how it is computed), positions.py,
 feed_forward.py, experts.py, norms.py, cache.py (what decoding remembers), heads.py (losses, labels, values),
 checkpointing.py, initialisation.py, presets.py, weights/ (other people's checkpoints, and ours as other tools open
-them), adapters.py and quantized.py (what is put on a model from outside). What a model costs before you build it:
-explain.py, over parts.py (parameters and FLOPs), memory.py and hardware.py, drawn by drawing.py.
+them), resizing.py, adapters.py and quantized.py (what is done to a model from outside). What a model costs before you
+build it: explain.py, over parts.py (parameters and FLOPs), memory.py and hardware.py, drawn by drawing.py.
 
 To change the attention: attention.py makes queries, keys and values; ``attend`` in backends.py computes with them.
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from groundup.model.cache import Cache, KVCache
     from groundup.model.heads import Classifier, ValueHead, language_model_loss
     from groundup.model.quantized import quantize_model
+    from groundup.model.resizing import resize_embeddings
     from groundup.model.transformer import Transformer
     from groundup.model.weights import load_model, read_config, save_model
 
@@ -36,6 +37,7 @@ _LAZY = {  # these import torch, which `groundup --help` and `groundup explain` 
     "load_adapter": "adapter_folder",
     "save_adapter": "adapter_folder",
     "quantize_model": "quantized",
+    "resize_embeddings": "resizing",
     "BACKENDS": "backends",
     "fastest_backend": "backends",
     "Cache": "cache",
@@ -52,6 +54,6 @@ _LAZY = {  # these import torch, which `groundup --help` and `groundup explain` 
 __all__ = ["BACKENDS", "PRESETS", "Cache", "Classifier", "Experts", "Explanation", "KVCache", "LatentAttention"]
 __all__ += ["LoraConfig", "ModelConfig", "RopeScaling", "Transformer", "ValueHead", "add_adapter", "explain"]
 __all__ += ["fastest_backend", "language_model_loss", "load_adapter", "load_model", "quantize_model", "read_config"]
-__all__ += ["save_adapter", "save_model"]
+__all__ += ["resize_embeddings", "save_adapter", "save_model"]
 
 __getattr__ = lazy_names(__name__, _LAZY)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         without_duplicates,
     )
     from groundup.posttraining.text_batches import EncodedTexts, TextLoader, encode_texts
-    from groundup.posttraining.vocabulary import resize_embeddings, with_template
+    from groundup.posttraining.vocabulary import with_template
 
 _LAZY = {
     "FORMS": "conversations",
@@ -67,7 +67,6 @@ _LAZY = {
     "of_length": "quality",
     "plan_finetuning": "plan",
     "read_conversations": "conversations",
-    "resize_embeddings": "vocabulary",
     "save_classifier": "classifier",
     "save_classifier_files": "classifier",
     "shared_with_training": "quality",
@@ -101,7 +100,6 @@ __all__ = [
     "of_length",
     "plan_finetuning",
     "read_conversations",
-    "resize_embeddings",
     "save_classifier",
     "save_classifier_files",
     "shared_with_training",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from groundup.data import Loader
 from groundup.evaluation.classification import accuracy, log_loss
 from groundup.inference import find_model
-from groundup.model import Classifier, Transformer, explain, load_model, quantize_model
+from groundup.model import Classifier, Transformer, explain, load_model, quantize_model, resize_embeddings
 from groundup.model.adapter_model import AdapterFiles, adapter_files, stack_adapters
 from groundup.model.adapters import add_adapter
 from groundup.model.quantized import Scheme
@@ -29,7 +29,6 @@ from groundup.posttraining.noise import NoisyEmbeddings
 from groundup.posttraining.plan import Finetuning
 from groundup.posttraining.recipe import FinetuneRecipe
 from groundup.posttraining.text_batches import EncodedTexts, TextLoader, encode_texts
-from groundup.posttraining.vocabulary import resize_embeddings
 from groundup.training.job import Job, M, Measured
 from groundup.training.objectives import Classification, NextToken, Objective
 from groundup.training.parallel import equip
