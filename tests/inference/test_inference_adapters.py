@@ -129,13 +129,22 @@ def test_the_tokenizer_and_the_end_are_the_adapters_own_where_it_has_them(
 
 def test_tokens_that_an_adapter_brings(base: Path, lm: LanguageModel, make: Make, tmp_path: Path) -> None:
     from groundup.model import resize_embeddings
+    from groundup.model.token_rows import add_token_rows
     from groundup.posttraining.vocabulary import with_template
 
     tokenizer, new = with_template(lm.tokenizer, "chatml")
-    model = resize_embeddings(load_model(base), tokenizer.vocab_size, lm.tokenizer.vocab_size)
-    quantize_model(model, "nf4", group=32)
-    save_adapter_model(stirred(model, 5), tmp_path / "chat", str(base), Scheme("nf4", 32), ["embedding.weight"])
-    tokenizer.save(tmp_path / "chat")
+
+    def chatty(name: str, seed: int) -> Transformer:
+        """An adapter with rows for the marks of a template."""
+        model = resize_embeddings(load_model(base), tokenizer.vocab_size, lm.tokenizer.vocab_size)
+        stirred(quantize_model(model, "nf4", group=32), seed)
+        add_token_rows(model, "default", range(lm.tokenizer.vocab_size, tokenizer.vocab_size))
+        nn.init.normal_(model.embedding.rows("default").weight, std=0.5)
+        save_adapter_model(model, tmp_path / name, str(base), Scheme("nf4", 32))
+        tokenizer.save(tmp_path / name)
+        return model
+
+    model = chatty("chat", 5)
     kept = load(tmp_path / "chat", merge=False)
     assert new
     assert kept.tokenizer.chat_template is not None
@@ -154,8 +163,25 @@ def test_tokens_that_an_adapter_brings(base: Path, lm: LanguageModel, make: Make
     assert both.tokenizer.fingerprint == tokenizer.fingerprint, "of the one with tokens, not of the first"
     both.use_adapters("chat")
     assert torch.equal(logits(both), logits(kept))
-    with pytest.raises(UsageError, match="the adapter chat brought tokens of its own, and cannot be left out"):
-        both.use_adapters("style")
+    # Two that bring the same tokens: each with its own rows, and with the means of both where both are used.
+    other = LanguageModel(chatty("other", 6), tokenizer)
+    pair = load(base, tmp_path / "chat", tmp_path / "other", merge=False)
+    said = {}
+    for names in (("chat",), ("other",), ("chat", "other"), ()):
+        pair.use_adapters(*names)
+        said[names] = texts(pair), logits(pair)
+    assert torch.equal(said["chat",][1], logits(kept))
+    assert torch.equal(said["other",][1], logits(other))
+    assert said["chat",][0] == texts(kept)
+    pair.use_adapters("chat", "other")
+    rows = [pair.model.embedding.rows(name).weight for name in ("chat", "other")]
+    torch.testing.assert_close(pair.model.embedding.weight[-len(new) :], sum(rows) / 2)
+    assert torch.equal(pair.model.head.weight, pair.model.embedding.weight) == pair.model.config.tie_embeddings
+    summed = load(base, tmp_path / "chat", tmp_path / "other")
+    torch.testing.assert_close(logits(summed), said["chat", "other"][1], rtol=1e-3, atol=1e-3)
+    further, _ = with_template(lm.tokenizer, "llama3")
+    further.save(tmp_path / "other")
+    assert "other: this adapter brings other tokens than" in fails(base, tmp_path / "chat", tmp_path / "other")
 
 
 def test_an_adapter_on_an_adapter(make: Make, base: Path) -> None:

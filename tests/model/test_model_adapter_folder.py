@@ -143,7 +143,7 @@ def test_a_folder_that_does_not_fit_is_told(tmp_path: Path) -> None:
     refused(rf"{q}\.lora_A\.weight has shape \[3, 28\], .* ask for \[4, 28\]", r=4)
     refused(rf"{q}\.lora_magnitude_vector has no place", use_dora=False)
     refused("peft_type 'IA3' is not LORA", peft_type="IA3")
-    refused(r"uses modules_to_save = \['lm_head'\], which groundup does not have", modules_to_save=["lm_head"])
+    refused(r"uses layer_replication = \[\[0, 1\]\], which groundup does not have", layer_replication=[[0, 1]])
     refused("uses bias = 'all'", bias="all")
     refused("uses a_future_thing = True", a_future_thing=True)
     refused("init_lora_weights = 'pissa_niter_4' changed the weights below", init_lora_weights="pissa_niter_4")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from groundup.model import ModelConfig, Transformer, load_model, save_model
+from groundup.model import ModelConfig, Transformer, load_model, resize_embeddings, save_model
 from groundup.model.adapter_config import called
 from groundup.model.adapter_model import (
     AdapterNote,
@@ -25,8 +25,10 @@ from groundup.model.adapter_model import (
     save_adapter_model,
     stack_adapters,
 )
+from groundup.model.adapter_tables import ROWS
 from groundup.model.adapters import LoraConfig, adapted_layers, add_adapter, merge, trainable_parameters
 from groundup.model.quantized import QuantizedLinear, QuantizedStack, Scheme, dequantize, quantize, quantize_model
+from groundup.model.token_rows import add_token_rows, token_rows
 from groundup.runtime import GroundupError, UsageError
 
 SIZE = 43  # tokens of the base
@@ -45,15 +47,14 @@ def save(model: Transformer, folder: Path) -> Path:
     return folder
 
 
-def grow(model: Transformer, rows: int) -> Transformer:
-    """Rows for new tokens, whatever is in them, in the embedding and in the head."""
-    tied = model.head.weight is model.embedding.weight
-    for layer in (model.embedding, model.head):
-        layer.weight = nn.Parameter(torch.cat([layer.weight.detach(), torch.randn(rows, 28)]))
-    if tied:
-        model.head.weight = model.embedding.weight
-    model.config = replace(model.config, vocab_size=model.config.vocab_size + rows)
-    model.embedding.num_embeddings = model.head.out_features = model.config.vocab_size
+def with_rows(model: Transformer, count: int, seed: int = 5) -> Transformer:
+    """An adapter's rows for the last tokens, as after training: they are not what they were at first."""
+    if count:
+        torch.manual_seed(seed)
+        size = model.config.vocab_size
+        add_token_rows(model, "default", range(size - count, size))
+        for table in token_rows(model).values():
+            nn.init.normal_(table.rows("default").weight, std=0.3)
     return model
 
 
@@ -77,30 +78,31 @@ def ids_of(size: int = SIZE) -> Tensor:
 def test_there_and_back(tied: bool, scheme: Scheme | None, rows: int, tmp_path: Path) -> None:
     model = make(tie_embeddings=tied)
     base = save(model, tmp_path / "base")
-    grow(model, rows)
+    resize_embeddings(model, SIZE + rows)
     if scheme is not None:
         quantize_model(model, **asdict(scheme))
-    adapted(model)
-    extra = ["head.weight", "embedding.weight"] if rows else []
-    save_adapter_model(model, tmp_path / "adapter", str(base), scheme, extra)
+    with_rows(adapted(model), rows)
+    save_adapter_model(model, tmp_path / "adapter", str(base), scheme)
     assert is_adapter(tmp_path / "adapter")
     assert not is_adapter(base)
-    kept = tmp_path / "adapter" / "adapter_extra.safetensors"
-    assert kept.exists() == bool(rows)
-    if rows:
-        names = {"embedding.weight"} if tied else {"embedding.weight", "head.weight"}
-        assert safetensors.torch.load_file(kept).keys() == names
+    kept = safetensors.torch.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    names = {name.removeprefix("base_model.model."): tensor.shape for name, tensor in kept.items() if ROWS in name}
+    tables = [] if not rows else ["model.embed_tokens"] if tied else ["model.embed_tokens", "lm_head"]
+    assert names == {f"{table}{ROWS}": (rows, 28) for table in tables}
     note = json.loads((tmp_path / "adapter" / "groundup_adapter.json").read_text())
     assert note == {"base_scheme": scheme and asdict(scheme), "vocab_size": SIZE + rows}
     again = load_adapter_model(tmp_path / "adapter").eval()
     ids = ids_of(SIZE + rows)
     assert torch.equal(again(ids), model(ids))
     assert again.config == model.config
-    assert (again.head.weight is again.embedding.weight) == tied
+    assert torch.equal(again.head.weight, again.embedding.weight) == tied
+    assert (
+        getattr(again.head, "base", again.head).weight is getattr(again.embedding, "base", again.embedding).weight
+    ) == tied
     assert not trainable_parameters(again)
     further = load_adapter_model(tmp_path / "adapter", trainable=True)
-    learnt = {name for name in trainable_parameters(further) if ".adapters." not in name}
-    assert learnt == (set() if not rows else {"embedding.weight"} if tied else {"embedding.weight", "head.weight"})
+    learnt = {name for name in trainable_parameters(further) if name.startswith(("embedding.", "head."))}
+    assert learnt == {f"{name}.adapters.default.weight" for name in ("embedding", "head")[: len(tables)]}
     expected = merge(model)(ids)  # and the same once it is merged for good
     torch.testing.assert_close(absorb(again)(ids), expected, rtol=0, atol=1e-6)
     assert not any(isinstance(module, QuantizedLinear) for module in again.modules())
@@ -111,17 +113,21 @@ def test_other_weights_can_take_the_place_of_the_bases(tmp_path: Path) -> None:
     """And those of a layer that has an adapter itself are known by the name that the layer had."""
     model = make(tie_embeddings=False)
     base = save(model, tmp_path / "base")
-    adapted(model, targets=("head", "q"))
+    adapted(model, targets=("up", "q"))
     nn.init.normal_(model.norm.weight)
-    nn.init.normal_(adapted_layers(model)["head"].base.weight)
-    save_adapter_model(model, tmp_path / "adapter", str(base), extra=["norm.weight", "head.weight"])
+    nn.init.normal_(adapted_layers(model)["blocks.1.feed_forward.up"].base.weight)
+    extra = ["norm.weight", "blocks.1.feed_forward.up.weight"]
+    save_adapter_model(model, tmp_path / "adapter", str(base), extra=extra)
+    trained = trainable_parameters(load_adapter_model(tmp_path / "adapter", trainable=True))
+    assert {name.replace(".base.", ".") for name in trained if ".adapters." not in name} == set(extra)
     assert torch.equal(load_adapter_model(tmp_path / "adapter").eval()(ids_of()), model(ids_of()))
     for name in ("norm.wait", "nowhere.weight", "blocks.0.attention.q.base.weight.x"):
         with pytest.raises(UsageError, match="this model has no such parameter"):
             save_adapter_model(model, tmp_path / "other", str(base), extra=[name])
     assert not (tmp_path / "other").exists()
+    assert AdapterNote.read(tmp_path / "adapter").replaces
     save_adapter_model(adapted(make(tie_embeddings=False)), tmp_path / "adapter", str(base))
-    assert AdapterNote.read(tmp_path / "adapter").extra() is None, "nothing is left of what was there before"
+    assert not AdapterNote.read(tmp_path / "adapter").replaces, "nothing is left of what was there before"
 
 
 def test_what_is_to_be_written_is_a_copy(tmp_path: Path) -> None:
@@ -203,8 +209,8 @@ def test_what_does_not_fit_is_told_in_a_line(tmp_path: Path) -> None:
     base, other = save(make(), tmp_path / "base"), save(make(vocab_size=47), tmp_path / "other")
     narrow = save(make(n_embd=20), tmp_path / "narrow")
     model, folder = adapted(make()), tmp_path / "adapter"
-    grown = adapted(quantize_model(grow(make(), 4), "nf4"))
-    save_adapter_model(grown, tmp_path / "grown", str(base), Scheme("nf4"), ["embedding.weight"])
+    grown = with_rows(adapted(quantize_model(resize_embeddings(make(), 47), "nf4")), 4)
+    save_adapter_model(grown, tmp_path / "grown", str(base), Scheme("nf4"))
     save_adapter_model(model, folder, str(base))
 
     def refused(message: str, place: Path | None = None, on: Path | None = None) -> None:
@@ -212,14 +218,20 @@ def test_what_does_not_fit_is_told_in_a_line(tmp_path: Path) -> None:
             load_adapter_model(place or folder, on)
         assert "\n" not in str(caught.value)
 
-    refused(r"groundup_adapter\.json: this adapter was made on a model of 43 tokens, this one has 47", on=other)
+    refused(r"adapter_model\.safetensors: this adapter was made on a model of 43 tokens, this one has 47", on=other)
     refused(r"self_attn\.q_proj\.lora_A\.weight has shape \[3, 28\], .* ask for \[3, 20\]", on=narrow)
     refused(
-        r"adapter_extra\.safetensors: embedding\.weight has shape \[47, 28\], the base model asks for \[47, 20\]",
+        r"embed_tokens\.token_adapter\.\w+ has shape \[4, 28\], the base model has 20 numbers for each token",
         tmp_path / "grown", narrow,
     )  # fmt: skip
-    with pytest.raises(GroundupError, match=r"embedding\.weight is replaced by grown already"):
-        stack_adapters(load_model(base), {"one": tmp_path / "grown", "two": tmp_path / "grown"})
+    for seed, name in ((1, "norm-1"), (2, "norm-2")):
+        normed = adapted(make())
+        nn.init.constant_(normed.norm.weight, seed)
+        save_adapter_model(normed, tmp_path / name, str(base), extra=["norm.weight"])
+    with pytest.raises(GroundupError, match=r"norm\.weight is replaced by norm-1 already"):
+        stack_adapters(load_model(base), {"one": tmp_path / "norm-1", "two": tmp_path / "norm-2"})
+    stack_adapters(load_model(base), {"one": tmp_path / "norm-1", "two": tmp_path / "norm-1"})
+    refused(r"model\.norm\.weight has shape \[28\], the base model asks for \[20\]", tmp_path / "norm-1", narrow)
     save_adapter_model(model, tmp_path / "int8", str(base), Scheme("int8"))
     with pytest.raises(GroundupError, match=r'made on a base in \{"kind": "int8".*, grown on one in \{"kind": "nf4"'):
         stack_adapters(load_model(base), {"one": tmp_path / "grown", "two": tmp_path / "int8"})
@@ -229,8 +241,8 @@ def test_what_does_not_fit_is_told_in_a_line(tmp_path: Path) -> None:
     ):  # fmt: skip
         (folder / "groundup_adapter.json").write_text(json.dumps(content))
         refused(rf"groundup_adapter\.json: this note of an adapter is damaged: .*{message}")
-    save_adapter_model(adapted(grow(make(), 4)), folder, str(base), extra=["norm.weight"])
-    refused(r"adapter_extra\.safetensors: the tensor embedding\.weight is missing, .* 47 tokens")
+    save_adapter_model(adapted(resize_embeddings(make(), 47)), folder, str(base), extra=["norm.weight"])
+    refused(r"made on a model of 47 tokens, this one has 43, and it has no embeddings for the others")
     save_adapter_model(model, folder, str(tmp_path / "gone"))
     refused(r"adapter_config\.json: the adapter's base model .*gone is neither in the adapter's folder nor in this one")
     (folder / "adapter_config.json").write_text(

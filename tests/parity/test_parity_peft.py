@@ -11,15 +11,18 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import groundup
 from groundup.inference.adapters import find_parts
-from groundup.model import Transformer, load_model, save_model
+from groundup.model import Transformer, load_model, resize_embeddings, save_model
 from groundup.model.adapter_folder import load_adapter, save_adapter
-from groundup.model.adapter_model import save_adapter_model
+from groundup.model.adapter_model import absorb, save_adapter_model
 from groundup.model.adapters import LoraConfig, adapted_layers, add_adapter, merge, remove, trainable_parameters
-from groundup.runtime import UsageError
+from groundup.model.token_rows import add_token_rows, token_rows
+from groundup.posttraining.vocabulary import with_template
+from groundup.runtime import GroundupError, UsageError
 from groundup.tokenizer import Tokenizer
 
 # Sizes are pairwise different, so that swapped axes fail.
@@ -265,6 +268,100 @@ def test_the_sum_of_two_is_pefts(tmp_path: Path) -> None:
     both.base_model.set_adapter(["one", "two"])
     found = find_parts(tmp_path / "base", [tmp_path / "one", tmp_path / "two"]).load().eval()
     assert_same(found(ids), both.eval()(ids).logits, bare)
+
+
+# ---- tokens of an adapter's own
+
+
+def own_tokens(base: Any, tied: bool, **fields: Any) -> Any:
+    """What TRL makes of a chat template whose tokens the model lacks: two rows, of the embedding alone."""
+    base.resize_token_embeddings(103)
+    return by_peft(base, ["q_proj", "v_proj"], trainable_token_indices={"embed_tokens": [101, 102]}, **fields)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("saved", ["rows", "whole embedding"])
+@torch.inference_mode()
+def test_tokens_that_peft_saved(tied: bool, saved: str, tmp_path: Path) -> None:
+    """PEFT adds the whole embedding and head to the file where it sees that the base has other sizes."""
+    values, ids = SIZES | {"tie_word_embeddings": tied}, torch.randint(99, 103, (2, 29))
+    by_transformers("Llama", values).save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", **PLAIN)
+    other = own_tokens(base, tied)
+    for name, parameter in other.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.copy_(torch.randn_like(parameter))
+    other.save_pretrained(tmp_path / "adapter", save_embedding_layers=saved != "rows")
+    kept = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert any(name.endswith("token_adapter.base_layer.weight") for name in kept) == (saved != "rows")
+    expected, found = other.eval()(ids).logits, find_parts(tmp_path / "adapter").load().eval()
+    known = slice(None) if tied or saved != "rows" else slice(101)  # of an untied head it has learnt no rows
+    torch.testing.assert_close(found(ids)[..., known], expected[..., known], rtol=0, atol=1e-4)
+    assert found.config.vocab_size == 103
+    assert_same(absorb(found)(ids)[..., known], expected[..., known], torch.zeros(()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.inference_mode()
+def test_whole_weights_that_peft_saved(tied: bool, tmp_path: Path) -> None:
+    values, ids = SIZES | {"tie_word_embeddings": tied}, torch.randint(101, (2, 29))
+    by_transformers("Llama", values).save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", **PLAIN)
+    bare = base(ids).logits
+    more = {"modules_to_save": ["embed_tokens", "norm"], "ensure_weight_tying": tied}
+    other = by_peft(base, DENSE, **more if tied else {"modules_to_save": ["embed_tokens", "lm_head"]})
+    for name, parameter in other.named_parameters():
+        if "modules_to_save" in name:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    other.save_pretrained(tmp_path / "adapter")
+    found = load_adapter(load_model(tmp_path / "base").eval(), tmp_path / "adapter")
+    assert_same(found(ids), other.eval()(ids).logits, bare)  # type: ignore[operator]
+
+
+def test_a_head_that_peft_untied_is_refused(tmp_path: Path) -> None:
+    by_transformers("Llama", SIZES | {"tie_word_embeddings": True}).save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", **PLAIN)
+    other = by_peft(base, DENSE, modules_to_save=["embed_tokens", "lm_head"])
+    with torch.no_grad():
+        other.base_model.model.lm_head.modules_to_save["default"].weight.add_(1.0)
+    other.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(GroundupError, match="are different, and this model's head and embedding are one"):
+        load_adapter(load_model(tmp_path / "base"), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gpt-neox"])
+@torch.inference_mode()
+def test_tokens_that_we_saved(family: str, tied: bool, tmp_path: Path) -> None:
+    """With its tokenizer beside it PEFT gives the base as many tokens by itself; else one line of the user's does."""
+    kind, values, _ = CASES[family]
+    tokenizer = Tokenizer.train(["the cat sat on the mat, and the dog. " * 9], 290, show_progress=False)
+    old = tokenizer.vocab_size
+    values = values | {"vocab_size": old, "tie_word_embeddings": tied, "attention_bias": True}
+    by_transformers(kind, values).save_pretrained(tmp_path / "base")
+    tokenizer, new = with_template(tokenizer, "chatml")
+    model = resize_embeddings(load_model(tmp_path / "base").eval(), tokenizer.vocab_size)
+    ids = torch.cat([torch.arange(old + len(new) - 27, old + len(new)), torch.tensor([old, 3])])[None]
+    bare = model(ids)
+    add_adapter(model, LoraConfig(5, 7.0))
+    add_token_rows(model, "default", range(old, tokenizer.vocab_size))
+    assert trainable_parameters(model).keys() >= {
+        f"{name}.adapters.default.weight" for name in ("embedding", "head")[: 2 - tied]
+    }
+    stir(model.named_parameters())
+    for table in token_rows(model).values():
+        nn.init.normal_(table.rows("default").weight)
+    save_adapter_model(model, tmp_path / "adapter", str(tmp_path / "base"))
+    for whose in ("user", "PEFT"):
+        if whose == "user":
+            base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", **PLAIN)
+            base.resize_token_embeddings(tokenizer.vocab_size)
+            other = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        else:
+            tokenizer.save(tmp_path / "adapter")
+            other = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+        assert_same(other(ids).logits, model(ids), bare)
+    assert_same(other.merge_and_unload()(ids).logits, remove(merge(model))(ids), bare)
 
 
 @all_kinds

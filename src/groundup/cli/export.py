@@ -150,9 +150,9 @@ def _adapter_alone(model: str, further: Sequence[str], target: Path) -> str:
         copy_adapter(source, place)
         if (tokenizer := find_parts(model).tokenizer) == source:
             Tokenizer.load(tokenizer).save(place)
-    lines = [describe_adapter(target)]
-    if AdapterNote.read(target).extra() is not None:
-        lines.append("PEFT does not read the rows of its new tokens; --to hf writes a whole model that others open.")
+    lines, note = [describe_adapter(target)], AdapterNote.read(target)
+    if note.tokens and note.vocab_size is not None:
+        lines.append(f"It brings tokens; for PEFT give its base as many: resize_token_embeddings({note.vocab_size}).")
     return "\n".join([*lines, f"written: {target}"])
 
 

@@ -16,7 +16,7 @@ import torch
 from groundup.inference.models import find_model
 from groundup.model import Transformer, load_model
 from groundup.model.adapter_config import called, wrong_base
-from groundup.model.adapter_model import EXTRA, AdapterNote, absorb, is_adapter, stack_adapters
+from groundup.model.adapter_model import AdapterNote, absorb, is_adapter, stack_adapters
 from groundup.model.weights.gguf import load_gguf
 from groundup.model.weights.llama2c import load_llama2c
 from groundup.runtime import GroundupError, UsageError
@@ -42,14 +42,19 @@ class Parts:
     @property
     def folders(self) -> list[Path]:
         """All of them, in the order in which a tokenizer is looked for: the top first, and there those with tokens."""
-        top = sorted(self.adapters.values(), key=lambda folder: not (folder / EXTRA).is_file())
+        top = sorted(self.adapters.values(), key=lambda folder: not AdapterNote.read(folder).tokens)
         return [*top, *reversed(self.below), self.base]
 
     @property
     def tokenizer(self) -> Path:
         """The folder or file that holds the tokenizer; the base's if no adapter has one."""
-        own = (folder for folder in self.folders[:-1] if any((folder / name).is_file() for name in _TOKENIZERS))
+        own = (folder for folder in self.folders[:-1] if _has_tokenizer(folder))
         return next(own, self.base)
+
+    @property
+    def tokenizers(self) -> list[Path]:
+        """The folders on top that bring tokens and a tokenizer that has them: all of them must be the same."""
+        return [one for one in self.adapters.values() if _has_tokenizer(one) and AdapterNote.read(one).tokens]
 
     @property
     def weights(self) -> list[Path]:
@@ -70,6 +75,10 @@ class Parts:
         for folder in self.below:
             absorb(stack_adapters(model, {"below": folder}))
         return stack_adapters(model, self.adapters) if self.adapters else model
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def _load_plain(path: Path, device: torch.device | str, dtype: torch.dtype | None) -> Transformer:

@@ -21,7 +21,7 @@ from groundup.inference.sampler import TokenMask
 from groundup.inference.sampling import Sampling, SamplingParams
 from groundup.inference.text import Answer, Generation
 from groundup.model import Transformer, save_model
-from groundup.model.adapter_model import EXTRA, absorb
+from groundup.model.adapter_model import AdapterNote, absorb
 from groundup.model.adapters import adapter_names, set_active
 from groundup.runtime import GroundupError, UsageError, atomic_folder
 from groundup.runtime.device import choose_device
@@ -79,10 +79,15 @@ def load(
             f"{place}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {size}. "
             "They do not belong together."
         )
+    for folder in parts.tokenizers[1:]:
+        if Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
+            raise GroundupError(
+                f"{folder}: this adapter brings other tokens than {place}. Merge one of them first (groundup export)."
+            )
     ends = _end_tokens([folder / "generation_config.json" for folder in parts.folders], size)
     lm = LanguageModel(model, tokenizer, end_of_text=ends, settings=settings, drafter=drafter)
     if lm.adapters:
-        lm.always_active = tuple(key for key, folder in parts.adapters.items() if (folder / EXTRA).is_file())
+        lm.always_active = tuple(key for key, folder in parts.adapters.items() if AdapterNote.read(folder).replaces)
         lm.use_adapters(*lm.adapters)
     return lm
 
@@ -132,7 +137,7 @@ class LanguageModel:
         drafter: who guesses tokens (speculative decoding), such as :class:`groundup.inference.PromptLookup`.
 
     Attributes:
-        always_active: adapters that :meth:`use_adapters` cannot leave out, since they brought tokens.
+        always_active: adapters that :meth:`use_adapters` cannot leave out: whole weights of theirs replace the base's.
     """
 
     always_active: tuple[str, ...] = ()
@@ -158,14 +163,16 @@ class LanguageModel:
         What was computed with others stays in the engine's cache, and is found again when they are used again.
 
         Raises:
-            UsageError: there is no adapter of a name, they are merged, one brought tokens and cannot be left out, or a
-                text is being continued.
+            UsageError: there is no adapter of a name, they are merged, one replaces whole weights and cannot be
+                left out, or a text is being continued.
         """
         if not self.adapters:
             raise UsageError("this model has no adapters that could be changed. Load it with merge=False.")
         left_out = next((name for name in self.always_active if name not in names), None)
         if left_out is not None:
-            raise UsageError(f"the adapter {left_out} brought tokens of its own, and cannot be left out. Name it, too.")
+            raise UsageError(
+                f"whole weights of the adapter {left_out} replace the model's, and it cannot be left out. Name it, too."
+            )
         self.engine.change_weights(repr(names), lambda: set_active(self.model, *names))
 
     @overload

@@ -41,7 +41,7 @@ _WANTED = (  # besides the weights; what a repository has of them
 )
 # What an adapter lies in: a model that is to be put on another, which its config names.
 _ADAPTER, _ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
-_ADAPTER_MORE = ("groundup_adapter.json", "adapter_extra.safetensors")
+_ADAPTER_NOTE = "groundup_adapter.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -321,7 +321,7 @@ def _fetched(spec: str, repo: str, listing: Listing) -> Iterator[tuple[str, Path
         weights = _ADAPTER_TENSORS
     if weights is None:
         raise GroundupError(f"{spec}: {_no_weights(listing.files)}")
-    for name in (name for name in (*_WANTED, *((_ADAPTER, *_ADAPTER_MORE) if adapter else ())) if name in here):
+    for name in (name for name in (*_WANTED, *((_ADAPTER, _ADAPTER_NOTE) if adapter else ())) if name in here):
         yield name, fetch_file(spec, repo, name, listing, "model", instead=_INSTEAD)
     path = fetch_file(spec, repo, weights, listing, "model", instead=_INSTEAD)
     yield weights, path

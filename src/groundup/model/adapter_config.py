@@ -20,7 +20,8 @@ _KNOWN = {
     "auto_mapping", BASE, "inference_mode", "init_lora_weights", "megatron_core", "peft_type",
     "peft_version", "qalora_group_size", REVISION, "task_type", "exclude_modules", "layers_pattern",
     "layers_to_transform", "target_modules", "fan_in_fan_out", "r", "lora_alpha", "rank_pattern", "alpha_pattern",
-    "lora_dropout", "use_rslora", "use_dora", "runtime_config", "eva_config",
+    "lora_dropout", "use_rslora", "use_dora", "runtime_config", "eva_config", "trainable_token_indices",
+    "modules_to_save", "ensure_weight_tying", "modules_to_tie",
 }  # fmt: skip
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that leave other weights below
 

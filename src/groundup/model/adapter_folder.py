@@ -7,20 +7,21 @@ A has the rows of all of ours, and whose B is block-diagonal: the same function,
       q: Bq Aq            qkv:   Bq          Aq
       k: Bk Ak    ──►               Bk       Ak
       v: Bv Av                         Bv    Av
+
+Rows for single tokens and whole weights: adapter_tables.py.
 """
 
 # O outputs   I inputs   R rank
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from groundup.model.adapter_config import (
@@ -33,6 +34,15 @@ from groundup.model.adapter_config import (
     read_adapter_config,
     wrong_base,
 )
+from groundup.model.adapter_tables import (
+    PREFIX,
+    Tables,
+    adapter_families,
+    module_name,
+    tables_of,
+    take_tables,
+    written_tables,
+)
 from groundup.model.adapters import (
     Adapted,
     Lora,
@@ -42,16 +52,15 @@ from groundup.model.adapters import (
     linear_layers,
     put_adapter,
 )
-from groundup.model.config import ModelConfig
+from groundup.model.token_rows import add_token_rows, token_rows
 from groundup.model.transformer import Transformer
-from groundup.model.weights.config_json import SECTION, families_of
 from groundup.model.weights.families import Family
 from groundup.model.weights.links import Link, same
-from groundup.runtime import GroundupError, UsageError, os_errors, warn, write_atomic, write_json
+from groundup.model.weights.tensor_file import TensorFile
+from groundup.runtime import GroundupError, UsageError, warn, write_atomic, write_json
 from groundup.runtime.errors import nearest
 
 TENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
-PREFIX = "base_model.model."
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 _AMBIGUOUS = (
     ".gate_proj",
@@ -106,9 +115,14 @@ def write_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, Tenso
 
 
 def adapter_contents(
-    model: nn.Module, name: str = "default", *, base_model: str | None = None, family: str | None = None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What :func:`save_adapter` writes, with the same arguments and errors: the config, and copies of the tensors."""
+    model: nn.Module, name: str = "default", *, base_model: str | None = None, family: str | None = None,
+    whole: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
+    """What :func:`save_adapter` writes, with the same arguments and errors: the config, and copies of the tensors.
+
+    Args:
+        whole: weights by their names in the Transformer that take the place of the base's.
+    """
     layers = adapted_layers(model)
     if name not in adapter_names(model):
         raise UsageError(f"there is no adapter called {name}.{nearest(name, adapter_names(model))}")
@@ -116,10 +130,11 @@ def adapter_contents(
     loras = {key.removeprefix(prefix): layer.lora(name) for key, layer in layers.items() if name in layer.adapters}
     tensors: dict[str, Tensor] = {}
     configs: dict[str, LoraConfig] = {}
-    usual, ways = next(iter(loras.values())).config, _families(transformer.config)
+    usual, ways = next(iter(loras.values())).config, adapter_families(transformer.config)
     if family not in (None, *ways):
         raise UsageError(f"family {family!r}: this model is of {', '.join(map(str, ways))}.")
-    known = _layers(transformer, ways[family or next(iter(ways))])
+    way = ways[family or next(iter(ways))]
+    known = _layers(transformer, way)
     for layer in known:
         have = [key for key in layer.ours if key in loras]
         if not have:
@@ -144,17 +159,32 @@ def adapter_contents(
     transposed = any(layer.transposed for layer in known if layer.theirs in configs)
     content = config_of(usual, configs, {layer.theirs for layer in known})
     content |= {**base_fields(base_model), "fan_in_fan_out": transposed}
-    return content, tensors
+    rows = {
+        table: (module.rows(name).places_M, module.rows(name).weight)
+        for table, module in token_rows(transformer).items()
+        if name in module.adapters and not (table == "head" and transformer.config.tie_embeddings)
+    }
+    try:
+        fields, more = written_tables(transformer.config, way, rows, whole or {})
+    except KeyError as error:
+        raise UsageError(
+            f"{prefix}{error.args[0]}: this weight is a part of another one for other tools, and PEFT's format has no "
+            "place for it."
+        ) from None
+    return content | fields, tensors | more
 
 
 def load_adapter(
-    model: nn.Module, folder: Path, name: str = "default", *, base_model: str | None = None, trainable: bool = False
-) -> nn.Module:
+    model: nn.Module, folder: Path, name: str = "default", *, base_model: str | None = None, trainable: bool = False,
+    taken: bool = False,
+) -> nn.Module:  # fmt: skip
     """Put an adapter that we or PEFT saved onto a model, active beside those that are there already.
 
     Args:
         base_model: what this model is called; an adapter for one of another name is refused. None does not ask.
         trainable: whether it is to be trained further.
+        taken: whether the model has its tokens and its whole weights already
+            (:func:`groundup.model.adapter_tables.take_tables`).
 
     Returns:
         The model itself. It is not changed if the adapter does not fit.
@@ -167,8 +197,11 @@ def load_adapter(
     path, wanted = folder / TENSORS, values.get(BASE)
     if base_model is not None and wanted and called(wanted).lower() != called(base_model).lower():
         raise wrong_base(folder, wanted, base_model)
-    tensors = _read_tensors(path)
+    file = opened(path)
     prefix, transformer = transformer_in(model)
+    tables = tables_of(transformer.config, values, path, file.shapes)
+    rows = _rows(tables, file, transformer)
+    tensors = {key: file.read(key) for key in tables.rest}
     linear = linear_layers(transformer)
     configs: dict[str, LoraConfig] = {}
     contents: dict[str, dict[str, Tensor]] = {}
@@ -188,6 +221,8 @@ def load_adapter(
         raise GroundupError(f"{path}: the tensor {min(tensors)} has no place in this model. Is it for another?")
     if not configs:
         raise GroundupError(f"{path}: there is no adapter in this file.")
+    if not taken:
+        take_tables(transformer, tables)
     put_adapter(model, configs, name)
     with torch.no_grad():
         for key, part in contents.items():
@@ -197,7 +232,36 @@ def load_adapter(
             for field, tensor in part.items():
                 getattr(lora, field).copy_(tensor)
             lora.requires_grad_(trainable)
+    for table, (ids_M, rows_ME) in rows.items():
+        add_token_rows(transformer, name, ids_M, (table,), trainable=trainable)
+        with torch.no_grad():
+            token_rows(transformer)[table].rows(name).weight.copy_(rows_ME)
     return model
+
+
+def _rows(tables: Tables, file: TensorFile, model: Transformer) -> dict[str, tuple[Tensor, Tensor]]:
+    """The rows of each table with their ids, ascending.
+
+    Raises:
+        GroundupError: they are of another width; or head and embedding, which are one here, have different ones.
+    """
+    for one, other in tables.twins:
+        if not torch.equal(file.read(one), file.read(other)):
+            raise GroundupError(
+                f"{tables.path}: {one} and {other} are different, and this model's head and embedding are one. "
+                "Untie them in the base model first."
+            )
+    found = {}
+    for table, key in tables.rows.items():
+        ids_M = torch.tensor(tables.ids[table])
+        if file.shapes[key][1:] != (model.config.n_embd,):
+            raise GroundupError(
+                f"{tables.path}: {key} has shape {list(file.shapes[key])}, the base model has {model.config.n_embd} "
+                "numbers for each token. Is the adapter for another base model?"
+            )
+        order = ids_M.argsort()
+        found[table] = ids_M[order], file.read(key)[order]
+    return found
 
 
 # ---- names
@@ -211,16 +275,10 @@ def transformer_in(model: nn.Module) -> tuple[str, Transformer]:
     raise UsageError("adapters are saved and loaded for a Transformer, or for what holds one.")
 
 
-def _families(config: ModelConfig) -> dict[str, Family | None]:
-    """All families that this config is of, first the one that it is saved as; groundup's own alone if it is of none."""
-    found: dict[str, Family | None] = {family.model_type: family for family in families_of(config)}
-    return found or {SECTION: None}
-
-
 def _layers_named(model: Transformer, tensors: Iterable[str]) -> list[_Layer]:
     """Their linear layers in the family whose names an adapter uses; in the first if there is no such."""
     modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors}
-    ways = [_layers(model, family) for family in _families(model.config).values()]
+    ways = [_layers(model, family) for family in adapter_families(model.config).values()]
     return next((layers for layers in ways if modules <= {layer.theirs for layer in layers}), ways[0])
 
 
@@ -235,7 +293,7 @@ def _layers(model: Transformer, family: Family | None) -> list[_Layer]:
         ours = tuple(place.name.removesuffix(".weight") for place in link.ours)
         if link.theirs.endswith(".weight") and all(key in linear for key in ours):
             rows_O, transposed = _arrangement(link, [linear[key].out_features for key in ours])
-            found.append(_Layer(link.theirs.removesuffix(".weight"), ours, rows_O, transposed))
+            found.append(_Layer(module_name(link.theirs).removesuffix(".weight"), ours, rows_O, transposed))
     return found
 
 
@@ -297,16 +355,16 @@ def _check(
         raise GroundupError(f"{path}: the tensor {start}{name} has no place in this model.")
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def opened(path: Path) -> TensorFile:
+    """The tensors of an adapter.
+
+    Raises:
+        GroundupError: it is missing, damaged or pickled.
+    """
     pickle = path.with_name(PICKLE)
     if not path.exists() and pickle.exists():
         raise GroundupError(
             f"{pickle}: a pickled file, which can run code when opened: never read. "
             f"Save the adapter again as {TENSORS}, which PEFT does by itself since 0.8."
         )
-    with os_errors(path, "cannot read"):
-        raw = path.read_bytes()
-    try:
-        return safetensors.torch.load(raw)
-    except SafetensorError as error:
-        raise GroundupError(f"{path}: damaged or cut short ({error}).") from error
+    return TensorFile(path)

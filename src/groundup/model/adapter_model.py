@@ -3,10 +3,8 @@
     adapter_config.json, adapter_model.safetensors   see adapter_folder.py; for PEFT, all that it reads
     groundup_adapter.json       {"base_scheme": {"kind": "nf4", …} or null, "vocab_size": …}: how the linear layers of
                                 the base were quantized while the adapter learnt, and how many tokens the model had
-    adapter_extra.safetensors   weights that take the place of the base's, whole and by our names: an embedding and a
-                                head that got rows for new tokens. Without this file PEFT opens the folder, too
 
-The base itself lies elsewhere: the config names it. What only PEFT wrote has neither of the last two files.
+The base itself lies elsewhere: the config names it. What only PEFT wrote lacks the last file.
 """
 
 # V vocabulary   E embedding
@@ -17,27 +15,35 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from groundup.model.adapter_config import BASE, CONFIG, REVISION, read_adapter_config
-from groundup.model.adapter_folder import TENSORS, A, adapter_contents, load_adapter, transformer_in, write_adapter
+from groundup.model.adapter_folder import (
+    TENSORS,
+    A,
+    adapter_contents,
+    load_adapter,
+    opened,
+    transformer_in,
+    write_adapter,
+)
+from groundup.model.adapter_tables import INDICES, ROWS, WHOLE, tables_of, take_tables
 from groundup.model.adapters import Adapted, linear_layers, merged_layer, plain_linear
 from groundup.model.experts import _Stack
 from groundup.model.quantized import QuantizedLinear, QuantizedStack, Scheme, quantize_model, replace_module
+from groundup.model.token_rows import TokenRows, token_rows
 from groundup.model.transformer import Transformer
 from groundup.model.weights.folder import load_model
 from groundup.model.weights.tensor_file import TensorFile
 from groundup.runtime import GroundupError, UsageError, os_errors, read_json, write_atomic, write_json
 
-NOTE, EXTRA = "groundup_adapter.json", "adapter_extra.safetensors"
+NOTE = "groundup_adapter.json"
 _MODELS = ("model.safetensors", "model.safetensors.index.json")
-_ROWS = ("embedding.weight", "head.weight")  # one for each token
 _ON_HUB = re.compile(r"(hf:)?[\w.-]+/[\w.-]+")
 
 
@@ -56,6 +62,8 @@ class AdapterNote:
         revision: its branch, tag or commit on the hub.
         scheme: how its linear layers were quantized before the adapter was put on; None for as they are.
         vocab_size: tokens of the model with the adapter; None where the folder is not ours.
+        tokens: whether it has rows for tokens of its own, or a whole embedding.
+        replaces: whether whole weights take the place of the base's.
     """
 
     folder: Path
@@ -63,6 +71,8 @@ class AdapterNote:
     revision: str | None
     scheme: Scheme | None
     vocab_size: int | None
+    tokens: bool
+    replaces: bool
 
     @classmethod
     def read(cls, folder: Path) -> AdapterNote:
@@ -77,7 +87,8 @@ class AdapterNote:
             scheme, size = values.get("base_scheme"), values.get("vocab_size")
             return cls(
                 folder, config.get(BASE) or None, config.get(REVISION) or None, Scheme(**scheme) if scheme else None,
-                None if size is None else int(size),
+                None if size is None else int(size), bool(config.get(INDICES) or config.get(WHOLE)),
+                bool(config.get(WHOLE)),
             )  # fmt: skip
         except (AttributeError, TypeError, ValueError, UsageError) as error:
             raise GroundupError(f"{path}: this note of an adapter is damaged: {error}") from error
@@ -112,15 +123,6 @@ class AdapterNote:
             f"its path there, as {BASE}, or name the model and give this folder as its adapter."
         )
 
-    def extra(self) -> TensorFile | None:
-        """The weights that take the place of the base's; None where there are none.
-
-        Raises:
-            GroundupError: the file is damaged.
-        """
-        path = self.folder / EXTRA
-        return TensorFile(path) if path.is_file() else None
-
 
 # ---- out
 
@@ -132,7 +134,6 @@ class AdapterFiles:
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     note: dict[str, Any]
-    extra: dict[str, Tensor]
 
     def write(self, folder: Path) -> None:
         """Write it into a folder, which is made if need be.
@@ -140,11 +141,6 @@ class AdapterFiles:
         Raises:
             GroundupError: it cannot be written.
         """
-        if self.extra:
-            write_atomic(folder / EXTRA, safetensors.torch.save(self.extra, {"format": "pt"}))
-        else:
-            with os_errors(folder / EXTRA, "cannot remove"):
-                (folder / EXTRA).unlink(missing_ok=True)
         write_json(folder / NOTE, self.note)
         write_adapter(folder, self.config, self.tensors)
 
@@ -155,14 +151,12 @@ def adapter_files(
 ) -> AdapterFiles:  # fmt: skip
     """What :func:`save_adapter_model` writes, with the same arguments and errors."""
     prefix, transformer = transformer_in(model)
-    config, tensors = adapter_contents(model, name, base_model=base_model)
+    whole = {key: _parameter(transformer, key, prefix) for key in extra}
+    if transformer.config.tie_embeddings and "head.weight" in whole:
+        whole["embedding.weight"] = whole.pop("head.weight")
+    config, tensors = adapter_contents(model, name, base_model=base_model, whole=whole)
     note = {"base_scheme": None if scheme is None else asdict(scheme), "vocab_size": transformer.config.vocab_size}
-    copies: dict[str, Tensor] = {}
-    for key in extra:
-        found = _parameter(transformer, key, prefix)
-        tied = found is transformer.embedding.weight  # with the head, perhaps: then it is kept once, by this name
-        copies["embedding.weight" if tied else key] = found.detach().cpu().clone()
-    return AdapterFiles(config, tensors, note, copies)
+    return AdapterFiles(config, tensors, note)
 
 
 def save_adapter_model(
@@ -177,7 +171,8 @@ def save_adapter_model(
         base_model: where the base is: a path, or ``hf:owner/name@revision``.
         scheme: how the base was quantized after it was loaded, by
             :func:`groundup.model.quantized.quantize_model` with its usual exceptions; None where it was not.
-        extra: names of parameters that are not the base's, such as ``embedding.weight`` that got rows for new tokens.
+        extra: names of whole parameters that are not the base's. Rows of the adapter
+            (:func:`groundup.model.token_rows.add_token_rows`) are written without being named.
         name: which of the model's adapters.
 
     Raises:
@@ -196,10 +191,11 @@ def describe_adapter(folder: Path) -> str:
     note, shapes = AdapterNote.read(folder), TensorFile(folder / TENSORS).shapes
     ranks = sorted(shape[0] for name, shape in shapes.items() if name.endswith(A)) or [0]
     rank = f"{ranks[0]}" if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
-    numbers, extra = sum(math.prod(shape) for shape in shapes.values()), note.extra()
-    whole = "" if extra is None else f" and {sum(map(math.prod, extra.shapes.values())):,} of whole weights"
+    numbers = sum(math.prod(shape) for name, shape in shapes.items() if ".lora_" in name)
+    rows = next((f" and rows for {shape[0]} tokens" for name, shape in shapes.items() if name.endswith(ROWS)), "")
+    whole = " and whole weights" if note.replaces else ""
     bits = "" if note.scheme is None else f" in {note.scheme.kind}"
-    return f"adapter of rank {rank} on {len(ranks)} layers, {numbers:,} parameters{whole}, for {note.base}{bits}"
+    return f"adapter of rank {rank} on {len(ranks)} layers, {numbers:,} parameters{rows}{whole}, for {note.base}{bits}"
 
 
 def copy_adapter(folder: Path, target: Path) -> None:
@@ -208,7 +204,7 @@ def copy_adapter(folder: Path, target: Path) -> None:
     Raises:
         GroundupError: one cannot be read or written.
     """
-    note, names = AdapterNote.read(folder), [TENSORS, EXTRA, NOTE]
+    note, names = AdapterNote.read(folder), [TENSORS, NOTE]
     values = read_json(folder / CONFIG, "adapter config")
     found = note.local_base()
     if found is not None and found != Path(str(note.base)):
@@ -246,16 +242,19 @@ def load_adapter_model(
     return stack_adapters(load_model(place, device=device, dtype=dtype), {name: folder}, trainable=trainable)
 
 
-def stack_adapters(model: Transformer, folders: Mapping[str, Path], *, trainable: bool = False) -> Transformer:
+def stack_adapters(
+    model: Transformer, folders: Mapping[str, Path], *, trainable: bool = False, base_size: int | None = None
+) -> Transformer:
     """Put adapters on the model that they are for, all active: what they add to a weight is summed (PEFT's rule).
 
-    Before them the model gets what they learnt above: weights in the place of its own, then quantized layers (unless it
+    Before them the model gets what they learnt above: their tokens and whole weights, then quantized layers (unless it
     has some already).
 
     Args:
         model: the base, changed in place; no longer of use where this fails.
         folders: adapter folders by the names that the adapters get.
-        trainable: whether adapters and extra weights are to be trained further.
+        trainable: whether adapters and whole weights of theirs are to be trained further.
+        base_size: how many tokens the base had as it came, where it has grown since.
 
     Returns:
         The model itself.
@@ -265,22 +264,24 @@ def stack_adapters(model: Transformer, folders: Mapping[str, Path], *, trainable
             the base quantized in different ways.
     """
     notes = [AdapterNote.read(folder) for folder in folders.values()]
-    size, whose = model.config.vocab_size, dict[str, Path]()
+    size, whose = base_size or model.config.vocab_size, dict[str, Path]()
     for note in notes:
-        extra = note.extra()
-        if extra is not None:
-            _put_extra(model, extra, note, whose)
-        elif note.vocab_size not in (None, size):
-            raise GroundupError(
-                f"{note.folder / NOTE}: this adapter was made on a model of {note.vocab_size} tokens, this one has "
-                f"{size}. Is the adapter for another base model?"
-            )
+        values, path = read_adapter_config(note.folder / CONFIG), note.folder / TENSORS
+        tables = tables_of(model.config, values, path, opened(path).shapes)
+        before = {name: _parameter(model, name).detach().clone() for name in tables.whole if name in whose}
+        for name in take_tables(model, tables, size=note.vocab_size or 0, base_size=size):
+            if name in before and not torch.equal(before[name], _parameter(model, name)):
+                raise GroundupError(
+                    f"{path}: {name} is replaced by {whose[name].name} already. Merge one of the adapters first."
+                )
+            whose[name] = note.folder
     scheme = _one_scheme(notes)
     if scheme is not None and not any(isinstance(one, (QuantizedLinear, QuantizedStack)) for one in model.modules()):
         quantize_model(model, **asdict(scheme))
     for name, folder in folders.items():
-        load_adapter(model, folder, name, trainable=trainable)
-    for key in whose if trainable else ():
+        load_adapter(model, folder, name, trainable=trainable, taken=True)
+    learnt = {folder for note in notes for folder in [note.folder] if note.replaces}
+    for key in [key for key, folder in whose.items() if trainable and folder in learnt]:
         _parameter(model, key).requires_grad_(True)
     return model
 
@@ -307,50 +308,11 @@ def _parameter(model: Transformer, name: str, prefix: str = "") -> nn.Parameter:
         module = model.get_submodule(owner)
     except AttributeError:
         module = nn.Module()
-    module = module.base if isinstance(module, Adapted) else module
+    module = module.base if isinstance(module, (Adapted, TokenRows)) else module
     found = module._parameters.get(field)
     if found is None:
         raise UsageError(f"{prefix}{name}: this model has no such parameter, or it is quantized.")
     return found
-
-
-def _put_extra(model: Transformer, extra: TensorFile, note: AdapterNote, whose: dict[str, Path]) -> None:
-    """Put whole weights in the place of a model's, which gets as many tokens as they have rows for.
-
-    Args:
-        whose: adapters that have replaced a weight, by its name; added to.
-    """
-    tied, size = model.config.tie_embeddings, note.vocab_size or model.config.vocab_size
-    for name, shape in extra.shapes.items():
-        if name in whose:
-            raise GroundupError(
-                f"{extra.path}: {name} is replaced by {whose[name].name} already. Only one adapter can bring tokens."
-            )
-        whose[name] = note.folder
-        try:
-            old = _parameter(model, name)
-        except UsageError as error:
-            raise GroundupError(f"{extra.path}: {error} Is the adapter for another base model?") from error
-        wanted = (size, *old.shape[1:]) if name in _ROWS else tuple(old.shape)
-        if shape != wanted or (tied and name == "head.weight"):
-            raise GroundupError(
-                f"{extra.path}: {name} has shape {list(shape)}, the base model asks for {list(wanted)}. "
-                "Is the adapter for another base model?"
-            )
-        with torch.device(old.device):
-            new = nn.Parameter(torch.empty(shape, dtype=old.dtype), requires_grad=old.requires_grad)
-        extra.read_into(name, new)
-        owner, _, field = name.rpartition(".")
-        setattr(model.get_submodule(owner), field, new)
-    if tied:
-        model.head.weight = model.embedding.weight
-    for name, rows in zip(_ROWS, (model.embedding.weight, model.head.weight), strict=True):
-        if len(rows) != size:
-            raise GroundupError(
-                f"{extra.path}: the tensor {name} is missing, with a row for each of the model's {size} tokens."
-            )
-    model.embedding.num_embeddings = model.head.out_features = size
-    model.config = replace(model.config, vocab_size=size)
 
 
 # ---- for good
@@ -376,6 +338,9 @@ def absorb(model: Transformer, *, requantize: bool = False) -> Transformer:
             replace_module(model, name, merged_layer(layer, requantize=requantize))
         elif isinstance(layer, QuantizedLinear) and not requantize:
             replace_module(model, name, plain_linear(layer.weight, layer.bias).train(layer.training))
+    for name, table in token_rows(model).items():
+        table.merge()
+        replace_module(model, name, table.base)
     stacks = [name for name, module in model.named_modules() if isinstance(module, QuantizedStack)]
     for name in stacks if not requantize else ():
         stack = model.get_submodule(name)

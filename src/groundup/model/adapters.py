@@ -6,6 +6,8 @@
 They are put on a model from outside, which does not know of it: a layer is replaced by an :class:`Adapted` that holds
 it. A layer may have several adapters by name; what those that are active add to its weight is summed.
 
+Rows of an adapter for single tokens: token_rows.py.
+
 To save adapters for other tools, and to load theirs: adapter_folder.py. As whole models: adapter_model.py.
 """
 
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundup.model.quantized import QuantizedLinear, matches, replace_module, shared_parameters
+from groundup.model.token_rows import TokenRows, token_rows
 from groundup.runtime import UsageError
 from groundup.runtime.errors import nearest
 
@@ -180,10 +183,10 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear | QuantizedLinear | A
     found: dict[str, nn.Linear | QuantizedLinear | Adapted] = {}
     inside: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, Adapted):
+        if isinstance(module, (Adapted, TokenRows)):
             inside |= {id(part) for part in module.modules()}
-            found[name] = module
-        elif isinstance(module, (nn.Linear, QuantizedLinear)) and id(module) not in inside:
+        linear = isinstance(module, (nn.Linear, QuantizedLinear)) and id(module) not in inside
+        if linear or isinstance(module, Adapted):
             found[name] = module
     return found
 
@@ -269,6 +272,10 @@ def set_active(model: nn.Module, *names: str) -> None:
         layer.active = tuple(name for name in dict.fromkeys(names) if name in layer.adapters)
         for name, lora in layer.adapters.items():
             lora.requires_grad_(name in layer.active)
+    for table in token_rows(model).values():
+        table.active = tuple(name for name in dict.fromkeys(names) if name in table.adapters)
+        for name, rows in table.adapters.items():
+            rows.requires_grad_(name in table.active)
 
 
 @torch.no_grad()
@@ -289,6 +296,8 @@ def merge(model: nn.Module, *, requantize: bool = False) -> nn.Module:
         _not_merged(key, layer)
     for layer in layers.values():
         layer.original, layer.base = layer.base, merged_layer(layer, requantize=requantize)
+    for table in token_rows(model).values():
+        table.merge()
     return model
 
 
@@ -314,6 +323,8 @@ def unmerge(model: nn.Module) -> nn.Module:
     for layer in layers.values():
         if layer.original is not None:
             layer.base, layer.original = layer.original, None
+    for table in reversed(token_rows(model).values()):  # a tied head has seen its embedding's rows merged already
+        table.unmerge()
     return model
 
 
@@ -336,6 +347,12 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
             layer.active = tuple(other for other in layer.active if other != name)
         if name is None or not layer.adapters:
             replace_module(model, key, layer.base)
+    for key, table in token_rows(model).items():
+        if name is not None and name in table.adapters:
+            del table.adapters[name]
+            table.active = tuple(other for other in table.active if other != name)
+        if name is None or not table.adapters:
+            replace_module(model, key, table.base)
     return model
 
 

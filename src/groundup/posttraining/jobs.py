@@ -17,6 +17,7 @@ from groundup.model import Classifier, Transformer, explain, load_model, quantiz
 from groundup.model.adapter_model import AdapterFiles, adapter_files, stack_adapters
 from groundup.model.adapters import add_adapter
 from groundup.model.quantized import Scheme
+from groundup.model.token_rows import add_token_rows
 from groundup.posttraining.augmentation import Augmentation, read_thesaurus
 from groundup.posttraining.batches import ExampleLoader
 from groundup.posttraining.class_evaluation import held_out_temperature
@@ -47,8 +48,10 @@ def base_model(it: Finetuning, *, weights: bool = True) -> Transformer:
     full = adapter.method == "full"
     read = (weights or not full) and not it.untrained
     model = load_model(it.base) if read else Transformer(it.config)
+    came_with, tokens = model.config.vocab_size, it.tokenizer.vocab_size
+    first = min(tokens - len(it.added), came_with)
     if it.added:
-        resize_embeddings(model, it.tokenizer.vocab_size, it.tokenizer.vocab_size - len(it.added), seed=recipe.seed)
+        resize_embeddings(model, tokens, first, seed=recipe.seed)
     if full:
         return equip(model.requires_grad_(True), recipe)
     if adapter.base != "as-is":
@@ -56,10 +59,10 @@ def base_model(it: Finetuning, *, weights: bool = True) -> Transformer:
     if adapter.resume_from is None:
         add_adapter(model, lora_config(adapter))
     else:
-        stack_adapters(model.requires_grad_(False), {"default": find_model(adapter.resume_from)}, trainable=True)
-    if it.added:  # new tokens mean nothing yet
-        model.embedding.weight.requires_grad_(True)
-        model.head.weight.requires_grad_(True)
+        begun = {"default": find_model(adapter.resume_from)}
+        stack_adapters(model.requires_grad_(False), begun, trainable=True, base_size=came_with)
+    if it.added:  # which mean nothing yet
+        add_token_rows(model, "default", range(first, model.config.vocab_size))
     return equip(model, recipe)
 
 
@@ -238,7 +241,8 @@ def adapters_of(it: Finetuning, model: nn.Module) -> AdapterFiles:
     base = name if name.startswith("hf:") else str(it.base.resolve())
     scheme = None if adapter.base == "as-is" else Scheme(adapter.base, double=adapter.double)
     learnt = dict(model.named_parameters())
-    extra = [key for key in ("embedding.weight", "head.weight") if key in learnt and learnt[key].requires_grad]
+    whole = [key for key, one in learnt.items() if one.requires_grad and ".adapters." not in key]
+    extra = [key.replace(".base.", ".") for key in whole]
     return adapter_files(model, base, scheme, extra)
 
 
