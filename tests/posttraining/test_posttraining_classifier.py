@@ -114,6 +114,34 @@ def test_a_shorter_context_sees_less(tok: Tokenizer) -> None:
     np.testing.assert_allclose(short.probabilities([long])[0], by_hand(short, long, 1.7).numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_long_text_in_pieces_has_the_mean_of_their_scores(tok: Tokenizer, pooling: Any, tmp_path: Path) -> None:
+    classifier = replace(made(tok, pooling), context_length=9, split=True)
+    found, encoded = classifier.probabilities(TEXTS), classifier.encode(TEXTS)
+    assert encoded.owners is not None
+    assert len(found) == len(TEXTS) < len(encoded)
+    with torch.no_grad():
+        for number in range(len(TEXTS)):
+            pieces = [
+                torch.from_numpy(encoded.text(int(one)))[None] for one in np.flatnonzero(encoded.owners == number)
+            ]
+            scores = torch.cat([classifier.model(ids, torch.tensor([ids.shape[1]])) for ids in pieces])
+            expected = (scores.mean(dim=0) / 1.7).softmax(-1)
+            np.testing.assert_allclose(found[number], expected.numpy(), atol=1e-6)
+    cut = replace(classifier, split=False).probabilities(TEXTS)
+    short = [len(tok.encode(text)) < 7 for text in TEXTS]
+    assert any(short)
+    np.testing.assert_allclose(found[short], cut[short], atol=1e-12)
+    assert not np.allclose(found, cut)
+    again = saved(classifier, tmp_path / "saved")
+    assert again.split
+    np.testing.assert_allclose(again.probabilities(TEXTS), found, atol=1e-6)
+    about = json.loads((tmp_path / "saved" / "classifier.json").read_text())
+    del about["split"]  # as what was saved before there was a choice
+    (tmp_path / "saved" / "classifier.json").write_text(json.dumps(about))
+    assert not load_classifier(tmp_path / "saved", device="cpu").split
+
+
 def test_dropout_is_off_and_the_mode_comes_back(tok: Tokenizer) -> None:
     classifier = made(tok, dropout=0.5)
     classifier.model.train()

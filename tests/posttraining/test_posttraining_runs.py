@@ -305,6 +305,27 @@ def test_texts_longer_than_the_context_are_left_out_and_counted(base: Path, tmp_
     assert read_json(tmp_path / "run" / "data.json")["left_out"] == {"longer than the context": 1}
 
 
+def test_texts_longer_than_the_context_are_learnt_in_pieces(base: Path, tmp_path: Path) -> None:
+    """Unless it is their last token that counts, or they are to be cut; a step counts pieces."""
+    words = {"a": "good fine ", "b": "bad poor "}
+    texts = [{"text": words[label] * (n + 150), "label": label} for label in ("a", "b") for n in range(20)]
+    data = write_jsonl(tmp_path / "data.jsonl", texts)
+    keys: dict[str, Any] = {"task": "classify", "context_length": 64, "epochs": 2, "batch_size": 8}
+    split = plan(base, data, tmp_path / "split", **keys)
+    whole = plan(base, data, tmp_path / "last", classes__pooling="last", **keys)
+    cut = plan(base, data, tmp_path / "cut", too_long="cut", **keys)
+    assert [one.recipe.long_texts for one in (split, whole, cut)] == ["split", "cut", "cut"]
+    jobs = [ClassesJob(one) for one in (split, whole, cut)]
+    rows, learnt = [len(job.train) for job in jobs], len(split.labelled.train)
+    assert rows[0] >= 4 * learnt
+    assert rows[1:] == [learnt] * 2
+    assert [one.recipe.max_steps for one in (split, whole, cut)] == [round(2 * count / 8) for count in rows]
+    assert jobs[0].train.cut == 0
+    assert len(jobs[0].val.labels_of_texts) == len(split.labelled.val)
+    with pytest.raises(UsageError, match="too_long = split is for task = classify"):
+        plan(base, data, tmp_path / "sft", too_long="split")
+
+
 @pytest.mark.parametrize("by", ["length", "column"])
 def test_a_curriculum_begins_with_what_is_least(
     run: Run, tmp_path: Path, questions: list[dict[str, Any]], by: str

@@ -70,10 +70,35 @@ def test_texts_of_any_length(tok: Tokenizer, pooling: Any) -> None:
     assert found.ids.dtype == found.ends.dtype == found.labels.dtype == np.int64
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_long_texts_in_pieces(tok: Tokenizer, pooling: Any) -> None:
+    """All of each text, in order, in pieces that are about as long, each with what stands around a text."""
+    texts = texts_of("cat", "the log " * 30, "<|endoftext|>", "the dog sat on the mat", "log " * 19)
+    found = encode_texts(tok, texts, ["a", "b"], 23, "split", pooling=pooling)
+    before, after = around(tok, pooling)
+    room = 23 - len(before) - len(after)
+    assert found.owners is not None
+    for number, text in enumerate(texts):
+        pieces = [found.text(int(piece)).tolist() for piece in np.flatnonzero(found.owners == number)]
+        inner = [piece[len(before) : len(piece) - len(after)] for piece in pieces]
+        ids = tok.encode(text.text)
+        assert [token for piece in inner for token in piece] == ids
+        assert len(pieces) == -(-len(ids) // room)
+        assert max(map(len, inner)) - min(map(len, inner)) <= 1
+        assert all(tuple(piece[: len(before)]) == before for piece in pieces)
+        assert all(tuple(piece[len(piece) - len(after) :]) == after for piece in pieces)
+    assert (found.cut, found.lengths.max() <= 23, len(found) > 5) == (0, True, True)
+    assert found.labels_of_texts.tolist() == [1, 0, 1, 0, 1]
+    assert found.where == [texts[owner].where for owner in found.owners]
+    assert encode_texts(tok, texts, ["a", "b"], 23, pooling=pooling).labels_of_texts.tolist() == [1, 0, 1, 0, 1]
+
+
 def test_what_cannot_be_encoded(tok: Tokenizer) -> None:
     texts = texts_of("cat", "the log " * 30)
     count = 1 + len(tok.encode("the log " * 30))
-    with pytest.raises(GroundupError, match=rf"^x#2: it has {count} tokens, the context holds {count - 1}\. .* cut\.$"):
+    with pytest.raises(
+        GroundupError, match=rf"^x#2: it has {count} tokens, the context holds {count - 1}\. .* split\.$"
+    ):
         encode_texts(tok, texts, "ab", count - 1, "refuse")
     assert encode_texts(tok, texts, "ab", count, "refuse").cut == 0
     with pytest.raises(GroundupError, match=r"x#1: the label 'b' is none of the 2"):

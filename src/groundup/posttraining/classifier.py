@@ -44,7 +44,7 @@ from groundup.posttraining.sequence_classification import (
     write_sequence_classifier,
 )
 from groundup.posttraining.text_batches import Around, EncodedTexts, around, encode_plain, pad_texts, width
-from groundup.runtime import GroundupError, UsageError, atomic_folder, read_json, write_atomic, write_json
+from groundup.runtime import GroundupError, UsageError, atomic_folder, read_json, warn, write_atomic, write_json
 from groundup.runtime.device import Precision, autocast, choose_device
 from groundup.runtime.files import verify_folder
 from groundup.tokenizer import Tokenizer
@@ -65,7 +65,8 @@ class TextClassifier:
         tokenizer: that of the Transformer.
         classes: the C names, by id.
         temperature: scores are divided by it (Guo et al. 2017, section 4.2); 1 leaves them as they come.
-        context_length: of a longer text only the head is seen; None for the Transformer's own.
+        context_length: positions that it sees at once; None for the Transformer's own.
+        split: whether a longer text is seen in pieces, whose scores are averaged; else its head alone is.
         device: where the model is.
         precision: what the forward pass computes in.
         around: what stands around a text; None for what :func:`groundup.posttraining.text_batches.around` says.
@@ -76,13 +77,14 @@ class TextClassifier:
     classes: list[str]
     temperature: float = 1.0
     context_length: int | None = None
+    split: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = "float32"
     around: Around | None = None
 
     @property
     def context(self) -> int:
-        """The positions that it sees of a text."""
+        """The positions that it sees at once."""
         return self.context_length or self.model.model.config.context_length
 
     @property
@@ -96,42 +98,50 @@ class TextClassifier:
         Raises:
             GroundupError: a text has no token.
         """
-        found = encode_plain(self.tokenizer, texts, self.ring, self.context)
+        found = encode_plain(self.tokenizer, texts, self.ring, self.context, split=self.split)
         if not found.tokens.all():
             number = int(found.tokens.argmin()) + 1
             raise GroundupError(f"text {number} of {len(texts)} comes to no token of this tokenizer. Leave it out.")
-        unknown = np.full(len(texts), -1, np.int64)
-        return EncodedTexts(found.ids, found.ends, unknown, [""] * len(texts), int((found.tokens > self.context).sum()))
+        count = len(found.ends)
+        cut = 0 if self.split else int((found.tokens > self.context).sum())
+        return EncodedTexts(found.ids, found.ends, np.full(count, -1, np.int64), [""] * count, cut, found.owners)
 
     def probabilities(self, texts: Sequence[str] | EncodedTexts) -> Float64Array:
         """How probable each class is: softmax of scores / temperature, float64 N C.
 
-        Texts of like length are computed together, without gradients and in evaluation mode, which is undone after.
+        The scores of a text in pieces are the mean of theirs. Texts of like length are computed together, without
+        gradients and in evaluation mode, which is undone after.
 
         Raises:
             GroundupError: a text has no token.
         """
         encoded = texts if isinstance(texts, EncodedTexts) else self.encode(texts)
-        found_NC = np.empty((len(encoded), len(self.classes)))
+        scores_NC = np.empty((len(encoded), len(self.classes)))
         training = self.model.training
         self.model.eval()
         try:
             for numbers in self._alike(encoded):
-                found_NC[numbers] = self._probabilities(*pad_texts(encoded, numbers, self.context))
+                scores_NC[numbers] = self._scores(*pad_texts(encoded, numbers, self.context))
         finally:
             self.model.train(training)
-        return found_NC
+        if encoded.owners is not None and len(encoded):
+            pieces_N = np.bincount(encoded.owners)
+            total_NC = np.zeros((len(pieces_N), scores_NC.shape[1]))
+            np.add.at(total_NC, encoded.owners, scores_NC)
+            scores_NC = total_NC / pieces_N[:, None]
+        found: Float64Array = (torch.from_numpy(scores_NC) / self.temperature).softmax(dim=-1).numpy()
+        return found
 
     def classify(self, texts: Sequence[str]) -> list[str]:
         """The name of each text's most probable class."""
         return [self.classes[number] for number in self.probabilities(texts).argmax(axis=1)]
 
     @torch.no_grad()  # not inference_mode: a table that the model keeps from here must serve a training step, too
-    def _probabilities(self, ids_BL: npt.NDArray[np.int64], lengths_B: npt.NDArray[np.int64]) -> Float64Array:
+    def _scores(self, ids_BL: npt.NDArray[np.int64], lengths_B: npt.NDArray[np.int64]) -> Float64Array:
         ids, lengths = (torch.from_numpy(array).to(self.device) for array in (ids_BL, lengths_B))
         with autocast(self.device, self.precision):
             scores_BC = self.model(ids, lengths)
-        found: Float64Array = (scores_BC.float().cpu().double() / self.temperature).softmax(dim=-1).numpy()
+        found: Float64Array = scores_BC.float().cpu().double().numpy()
         return found
 
     def _alike(self, encoded: EncodedTexts) -> Iterator[npt.NDArray[np.int64]]:
@@ -186,7 +196,7 @@ def _write_about(folder: Path, classifier: TextClassifier) -> None:
     before, after = classifier.ring
     about = {
         "classes": list(classifier.classes), "pooling": classifier.model.pooling,
-        "temperature": classifier.temperature, "context_length": classifier.context,
+        "temperature": classifier.temperature, "context_length": classifier.context, "split": classifier.split,
         "before": list(before), "after": list(after),
     }  # fmt: skip
     write_json(folder / ABOUT, about)
@@ -228,6 +238,8 @@ def export_classifier(classifier: TextClassifier, folder: str | os.PathLike[str]
         GroundupError: it cannot be written.
     """
     path = _new_folder(folder)
+    if classifier.split:
+        warn("transformers sees the head of a long text alone; groundup classify goes on to see all of it, in pieces.")
     plain = plain_copy(classifier.model) if adapter_names(classifier.model) else classifier.model
     with atomic_folder(path) as place:
         write_sequence_classifier(plain, classifier.tokenizer, classifier.classes, classifier.ring, place)
@@ -295,7 +307,8 @@ def load_classifier(
         raise GroundupError(f"{path}: tokenizer and model ({sizes[0]} and {sizes[1]} tokens) do not belong together.")
     return TextClassifier(
         found.to(chosen).eval(), tokenizer, classes, temperature=float(about["temperature"]),
-        context_length=about["context_length"], device=chosen, precision=precision, around=ring,
+        context_length=about["context_length"], split=bool(about.get("split")), device=chosen, precision=precision,
+        around=ring,
     )  # fmt: skip
 
 
@@ -319,6 +332,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
         "pooling": lambda it: it in ("last", "mean"),
         "temperature": lambda it: isinstance(it, (int, float)) and 0 < it < float("inf"),
         "context_length": lambda it: isinstance(it, int) and it > 0,
+        "split": lambda it: it in (None, True, False),  # what older versions wrote does not say
         "before": _are_ids,
         "after": _are_ids,
     }

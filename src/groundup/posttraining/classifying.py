@@ -17,6 +17,7 @@ from groundup.optim import OptimConfig
 from groundup.posttraining.baseline import BaselineResult, tfidf_baseline
 from groundup.posttraining.class_evaluation import evaluate_classifier, learning_curve_rows
 from groundup.posttraining.classifier import load_classifier
+from groundup.posttraining.derive import rows_of_texts
 from groundup.posttraining.jobs import ClassesJob
 from groundup.posttraining.labelled import LabelledText, label_ids
 from groundup.posttraining.plan import Finetuning
@@ -85,8 +86,8 @@ def _trained_on(it: Finetuning, name: str) -> float:
     if noted.is_file():
         return float(read_json(noted)["accuracy"])
     recipe, batch = it.recipe, it.recipe.batch_size or 1
-    copies = 1 + recipe.classes.copies
-    steps = max(LEAST_STEPS, round(recipe.epochs * len(it.labelled.train) * copies / batch))
+    rows = rows_of_texts(recipe, it.tokenizer, it.labelled.train, it.context_length)
+    steps = max(LEAST_STEPS, round(recipe.epochs * rows / batch))
     steps = min(steps, recipe.max_steps or steps)
     optim: OptimConfig = replace(recipe.optim, warmup_steps=max(1, min(recipe.optim.warmup_steps, steps // 10)))
     recipe = replace(
@@ -112,7 +113,8 @@ def _pretraining_curve(it: Finetuning, whole: float) -> list[dict[str, Any]]:
         say("No pretraining curve: init_from is no run with several checkpoints (--keep-every keeps some).")
         return []
     last, places = places[-1], places[:-1]
-    wanted = np.unique(np.linspace(0, len(places) - 1, it.recipe.classes.pretraining_curve).round().astype(int))
+    points = min(it.recipe.classes.pretraining_curve, len(places))
+    wanted = np.unique(np.linspace(0, len(places), points + 1)[:-1].astype(int))  # the last point is the run's own
     rows = []
     for tokens, folder in [(0, None), *(places[number] for number in wanted)]:
         say(f"Pretraining curve: {quantity(float(tokens))} tokens …" if tokens else "Pretraining curve: none at all …")

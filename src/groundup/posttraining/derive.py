@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from groundup.model import Classifier, ModelConfig, Transformer, fastest_backend
 from groundup.model.adapters import LoraConfig, add_adapter
 from groundup.posttraining.batches import ExampleLoader
+from groundup.posttraining.labelled import LabelledText
 from groundup.posttraining.layers import layer_rules
 from groundup.posttraining.material import Answers, LabelledMaterial
 from groundup.posttraining.recipe import AdapterRecipe, FinetuneRecipe
+from groundup.posttraining.text_batches import around, pieces_of
 from groundup.runtime import UsageError
 from groundup.runtime.device import Precision, activation_dtype
 from groundup.runtime.process_group import World
@@ -99,12 +102,21 @@ def _rows_of_answers(plan: Plan, recipe: FinetuneRecipe, config: ModelConfig, an
 def _rows_of_texts(
     plan: Plan, recipe: FinetuneRecipe, config: ModelConfig, tokenizer: Tokenizer, material: LabelledMaterial
 ) -> int:
-    lengths = [len(ids) + 2 for ids in tokenizer.encode_batch([text.text for text in material.train])]
-    plan.fill(
-        "context_length", min(_round_up(max(lengths), 8), config.context_length), "the longest text, or what fits"
-    )
+    longest = max(len(ids) + 2 for ids in tokenizer.encode_batch([text.text for text in material.train]))
+    context = min(_round_up(longest, 8), config.context_length)
+    context = plan.fill("context_length", context, "the longest text, or what fits")
     plan.fill("batch_size", TEXTS_A_STEP, "texts a step (Devlin et al. 2019, appendix A.3)")
-    return len(material.train) * (1 + recipe.classes.copies)
+    return rows_of_texts(recipe, tokenizer, material.train, context)
+
+
+def rows_of_texts(recipe: FinetuneRecipe, tokenizer: Tokenizer, texts: Sequence[LabelledText], context: int) -> int:
+    """How many rows an epoch of labelled texts has: pieces of long ones, and augmented copies, counted each."""
+    count = len(texts)
+    if recipe.long_texts == "split":
+        room = max(1, context - sum(map(len, around(tokenizer, recipe.classes.pooling))))
+        sizes = np.array([len(ids) for ids in tokenizer.encode_batch([text.text for text in texts])])
+        count = int(pieces_of(sizes, room).sum())
+    return count * (1 + recipe.classes.copies)
 
 
 def _round_up(number: int, unit: int) -> int:

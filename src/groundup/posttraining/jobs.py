@@ -167,7 +167,7 @@ class ClassesJob(FinetuningJob[Classifier]):
     def _encoded(self, texts: Sequence[LabelledText]) -> EncodedTexts:
         return encode_texts(
             self.it.tokenizer, texts, self.it.labelled.classes, self.it.context_length,
-            "refuse" if self.it.recipe.too_long == "refuse" else "cut", pooling=self.it.recipe.classes.pooling,
+            self.it.recipe.long_texts, pooling=self.it.recipe.classes.pooling,
         )  # fmt: skip
 
     def build(self, *, fresh: bool) -> Classifier:
@@ -194,12 +194,13 @@ class ClassesJob(FinetuningJob[Classifier]):
         """The model as one that takes texts."""
         return TextClassifier(
             model, self.it.tokenizer, self.it.labelled.classes, temperature=temperature,
-            context_length=self.it.context_length, device=self.device, precision=self.precision,
+            context_length=self.it.context_length, split=self.it.recipe.long_texts == "split", device=self.device,
+            precision=self.precision,
         )  # fmt: skip
 
     def measure(self, model: Classifier) -> Measured:
         """Loss and accuracy on held-out texts; and a temperature that makes its probabilities honest."""
-        found, labels = self.classifier(model).probabilities(self.val), self.val.labels
+        found, labels = self.classifier(model).probabilities(self.val), self.val.labels_of_texts
         if self.it.recipe.classes.calibrate:
             self.temperature = held_out_temperature(labels, found)
         right = accuracy(labels, found.argmax(axis=1))

@@ -142,7 +142,7 @@ def gather_answers(recipe: FinetuneRecipe, tokenizer: Tokenizer, config: ModelCo
         usual = "hermes" if any(map(_calls_tools, (*train, *val))) else "chatml"
         tokenizer, added = with_template(tokenizer, wanted.template or usual)
     context = _context(recipe, config)
-    encoding = Encoding(tokenizer, context, wanted.turns, "refuse" if recipe.too_long == "auto" else recipe.too_long)
+    encoding = Encoding(tokenizer, context, wanted.turns, recipe.long_examples)
     checked = wanted.check_template and form != "text"
 
     def encoded(conversations: list[Conversation]) -> tuple[list[Example], list[Conversation]]:

@@ -15,7 +15,7 @@ from groundup.config import Given, build
 from groundup.inference import find_model
 from groundup.inference.adapters import find_parts
 from groundup.model import ModelConfig, explain, read_config
-from groundup.posttraining.derive import derive, fitted, rules_of, sketched
+from groundup.posttraining.derive import derive, fitted, rows_of_texts, rules_of, sketched
 from groundup.posttraining.material import Answers, LabelledMaterial, gather_answers, gather_labelled
 from groundup.posttraining.recipe import FinetuneRecipe
 from groundup.report import check_trackers
@@ -119,6 +119,9 @@ class Finetuning:
             sizes = [example.positions for example in self.material.train]
         else:
             ids = self.tokenizer.encode_batch([text.text for text in self.material.train])
+            if self.recipe.long_texts == "split":
+                rows = rows_of_texts(self.recipe, self.tokenizer, self.material.train, self.context_length)
+                return max(1, round(sum(map(len, ids)) * (1 + self.recipe.classes.copies) / rows) + 1)
             sizes = [min(len(one) + 1, self.context_length) for one in ids]
         return max(1, round(sum(sizes) / len(sizes)))
 

@@ -205,7 +205,8 @@ class FinetuneRecipe:
         columns: what a field is called in the file, such as {prompt: question, completion: answer} (sft) or {text:
             review, label: stars} (classify); found out by looking where it can be
         too_long: what becomes of an example longer than the context: refuse ends with a line that names it, cut keeps
-            its beginning, drop leaves it out; auto is refuse for sft and cut for classify
+            its beginning, drop leaves it out, split (classify) makes pieces whose scores are averaged; auto is refuse
+            for sft, for classify split, or cut where classes.pooling = last
         limit: read at most this many records
         skip_bad: leave out records that cannot be used, and count them; otherwise the first one ends the run
         seed: seed of everything random
@@ -251,7 +252,7 @@ class FinetuneRecipe:
     val_fraction: float = 0.1
     out: str = "runs/finetune"
     columns: dict[str, str] = field(default_factory=dict)
-    too_long: Literal["auto", "refuse", "cut", "drop"] = "auto"
+    too_long: Literal["auto", "refuse", "cut", "drop", "split"] = "auto"
     limit: int | None = None
     skip_bad: bool = False
     seed: int = 1337
@@ -296,8 +297,24 @@ class FinetuneRecipe:
             return None
         return self.batch_size * self.context_length
 
+    @property
+    def long_examples(self) -> Literal["refuse", "cut", "drop"]:
+        """What becomes of an example longer than the context, for the task sft."""
+        wanted = self.too_long
+        return "refuse" if wanted == "auto" or wanted == "split" else wanted
+
+    @property
+    def long_texts(self) -> Literal["refuse", "cut", "split"]:
+        """What becomes of a text longer than the context that was not dropped, for the task classify."""
+        wanted = self.too_long
+        if wanted != "auto" and wanted != "drop":
+            return wanted
+        return "split" if self.classes.pooling == "mean" else "cut"
+
     def __post_init__(self) -> None:
         check_run_keys(self)
+        if self.task == "sft" and self.too_long == "split":
+            raise UsageError("too_long = split is for task = classify: an answer in pieces would teach to break off.")
         if self.val is None and not 0.0 <= self.val_fraction < 1.0:
             raise UsageError(f"val_fraction = {self.val_fraction} must be at least 0 and below 1.")
         if not self.epochs > 0:

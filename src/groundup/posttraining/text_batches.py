@@ -5,7 +5,7 @@ where the last token is what a classifier looks at, the end-of-text token. That 
 same for all.
 """
 
-# N texts   M tokens of all of them   B batch   L positions of a micro-batch
+# N texts, or pieces of them   M tokens of all of them   B batch   L positions of a micro-batch
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from groundup.tokenizer import Tokenizer
 from groundup.training.objectives import LabelledTexts
 
 Pooling = Literal["last", "mean"]
-TooLong = Literal["cut", "refuse"]
+TooLong = Literal["cut", "split", "refuse"]
 Int64Array = npt.NDArray[np.int64]
 
 BLOCK_BATCHES = 32  # micro-batches whose texts are sorted by length together
@@ -51,7 +51,7 @@ def around(tokenizer: Tokenizer, pooling: Pooling) -> Around:
 
 @dataclass(frozen=True, eq=False)
 class EncodedTexts:
-    """Texts as token ids.
+    """Texts as token ids, or pieces of texts.
 
     Args:
         ids: int64 M, those of one text after the other.
@@ -59,6 +59,7 @@ class EncodedTexts:
         labels: int64 N, the id of each text's class; -1 where it is not known.
         where: N, file and number of each record.
         cut: how many texts did not fit, and lost their end.
+        owners: int64 N, ascending: of which text each is a piece; None where each is a whole one.
     """
 
     ids: Int64Array
@@ -66,6 +67,7 @@ class EncodedTexts:
     labels: Int64Array
     where: list[str]
     cut: int = 0
+    owners: Int64Array | None = None
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -75,8 +77,13 @@ class EncodedTexts:
         """Tokens of each text, int64 N."""
         return np.diff(self.ends, prepend=0)
 
+    @property
+    def labels_of_texts(self) -> Int64Array:
+        """The class of each text, however many pieces it has."""
+        return self.labels if self.owners is None else self.labels[np.unique(self.owners, return_index=True)[1]]
+
     def text(self, number: int) -> Int64Array:
-        """The ids of one text."""
+        """The ids of one text, or piece."""
         return self.ids[self.ends[number - 1] if number else 0 : self.ends[number]]
 
 
@@ -89,8 +96,8 @@ def encode_texts(
     Args:
         classes: their names, as of :func:`groundup.posttraining.labelled.class_names`.
         context_length: positions that the model sees.
-        too_long: of a text that does not fit, ``cut`` keeps the head, with what stands around it; ``refuse`` ends with
-            a line that names it.
+        too_long: of a text that does not fit, ``cut`` keeps the head, with what stands around it; ``split`` makes
+            pieces of about the same length, each with what stands around it; ``refuse`` ends with a line that names it.
         pooling: what of a text the classifier looks at.
 
     Raises:
@@ -98,19 +105,23 @@ def encode_texts(
         UsageError: the context has no room for any text.
     """
     labels = label_ids(texts, classes)
-    found = encode_plain(tokenizer, [text.text for text in texts], around(tokenizer, pooling), context_length)
+    ring, split = around(tokenizer, pooling), too_long == "split"
+    found = encode_plain(tokenizer, [text.text for text in texts], ring, context_length, split=split)
     tokens, where = found.tokens, [text.where for text in texts]
     longer = np.flatnonzero(tokens > context_length)
     if too_long == "refuse" and len(longer):
         first = int(longer[0])
         raise GroundupError(
             f"{where[first]}: it has {tokens[first]:,} tokens, the context holds {context_length:,}. Give a larger "
-            "--context-length, or --classes.too_long cut."
+            "--context-length, or --too-long split."
         )
     if not tokens.all():
         raise GroundupError(
             f"{where[int(tokens.argmin())]}: its text comes to no token of this tokenizer. Leave it out."
         )
+    if split:
+        pieces = [where[owner] for owner in found.owners]
+        return EncodedTexts(found.ids, found.ends, labels[found.owners], pieces, 0, found.owners)
     return EncodedTexts(found.ids, found.ends, labels, where, len(longer))
 
 
@@ -118,17 +129,28 @@ class PlainIds(NamedTuple):
     """Texts as token ids: :class:`EncodedTexts` without labels.
 
     Args:
-        ids, ends: as there.
-        tokens: int64 N, of each text before it was cut.
+        ids, ends, owners: as there; a whole text owns itself.
+        tokens: int64, of each text before it was cut or split.
     """
 
     ids: Int64Array
     ends: Int64Array
+    owners: Int64Array
     tokens: Int64Array
 
 
-def encode_plain(tokenizer: Tokenizer, texts: Sequence[str], ring: Around, context_length: int) -> PlainIds:
+def pieces_of(sizes: Int64Array, room: int) -> Int64Array:
+    """Into how many pieces texts of so many tokens are split, where a row has room for so many."""
+    return np.maximum(1, -(-sizes // room))
+
+
+def encode_plain(
+    tokenizer: Tokenizer, texts: Sequence[str], ring: Around, context_length: int, *, split: bool = False
+) -> PlainIds:
     """Token ids of texts with those of ``ring`` around each; of a text that does not fit, the head.
+
+    Args:
+        split: of a text that does not fit, all of it, in pieces that differ by a token at most.
 
     Raises:
         UsageError: the context has no room for any text.
@@ -142,7 +164,11 @@ def encode_plain(tokenizer: Tokenizer, texts: Sequence[str], ring: Around, conte
         )
     raw, offsets = tokenizer.encode_array(texts)
     whole = np.diff(offsets)
-    sizes = np.minimum(whole, room)
+    count = pieces_of(whole, room) if split else np.ones(len(whole), np.int64)
+    owners = np.repeat(np.arange(len(whole)), count)
+    piece = np.arange(len(owners)) - np.repeat(np.cumsum(count) - count, count)
+    first = piece * whole[owners] // count[owners]  # of a piece's tokens, in its text
+    sizes = np.minimum((piece + 1) * whole[owners] // count[owners] - first, room)
     ends = np.cumsum(sizes + len(before) + len(after))
     begins = ends - len(after) - sizes  # of the text itself
     ids = np.empty(ends[-1] if len(ends) else 0, np.int64)
@@ -151,8 +177,8 @@ def encode_plain(tokenizer: Tokenizer, texts: Sequence[str], ring: Around, conte
     for place, token in enumerate(after):
         ids[ends - len(after) + place] = token
     within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    ids[np.repeat(begins, sizes) + within] = raw[np.repeat(offsets[:-1], sizes) + within]
-    return PlainIds(ids, ends.astype(np.int64), (whole + len(before) + len(after)).astype(np.int64))
+    ids[np.repeat(begins, sizes) + within] = raw[np.repeat(offsets[:-1][owners] + first, sizes) + within]
+    return PlainIds(ids, ends.astype(np.int64), owners, (whole + len(before) + len(after)).astype(np.int64))
 
 
 def width(longest: npt.ArrayLike, context_length: int) -> Any:
