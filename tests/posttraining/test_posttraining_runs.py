@@ -365,3 +365,29 @@ def test_an_adapter_for_another_base_is_refused_before_any_work(run: Run, base: 
         plan(other, Path(str(first.recipe.data)), tmp_path / "more", **keys)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "more").exists()
+
+
+def test_the_pretraining_curve_is_spread_over_what_there_is(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From no pretraining to the run's own model, which is not trained again."""
+    from groundup.posttraining import classifying
+
+    texts = [{"text": f"{label} text number {n}", "label": label} for label in ("a", "b") for n in range(12)]
+    data = write_jsonl(tmp_path / "data.jsonl", texts)
+    planned = plan(base, data, tmp_path / "run", task="classify", classes__pretraining_curve=3)
+    trained: list[tuple[str, Path, bool]] = []
+
+    def trained_on(it: Finetuning, name: str) -> float:
+        trained.append((name, it.base, it.untrained))
+        return 0.5 + len(trained) / 100
+
+    monkeypatch.setattr(classifying, "_trained_on", trained_on)
+    monkeypatch.setattr(classifying, "_checkpoints_of", lambda run, it: [(100 * n, Path(f"c{n}")) for n in range(1, 9)])
+    found = classifying._pretraining_curve(planned, 0.9)
+    assert [row["tokens"] for row in found] == [0, 100, 300, 500, 800]
+    assert [row["accuracy"] for row in found] == [0.51, 0.52, 0.53, 0.54, 0.9]
+    assert trained[0] == ("0-tokens", planned.base, True)
+    assert trained[1:] == [(f"{n}00-tokens", Path(f"c{n}"), False) for n in (1, 3, 5)]
+    monkeypatch.setattr(classifying, "_checkpoints_of", lambda run, it: [(100, Path("c1"))])
+    assert classifying._pretraining_curve(planned, 0.9) == []

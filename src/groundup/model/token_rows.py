@@ -60,6 +60,7 @@ class TokenRows(nn.Module):
         self.adapters = nn.ModuleDict()
         self.active: tuple[str, ...] = ()
         self.original_ME: Tensor | None = None
+        self._together: tuple[Any, Tensor, Tensor] | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -85,10 +86,14 @@ class TokenRows(nn.Module):
         all_rows = [self.rows(name) for name in self.active]
         if len(all_rows) == 1:
             return all_rows[0].places_M, all_rows[0].weight
-        places_M, slots = torch.cat([one.places_M for one in all_rows]).unique(return_inverse=True)
+        key = self.active, all_rows[0].weight.device, sum(len(one.places_M) for one in all_rows)
+        if self._together is None or self._together[0] != key:  # once, since a GPU would have to be waited for
+            self._together = key, *torch.cat([one.places_M for one in all_rows]).unique(return_inverse=True)
+        _, places_M, slots = self._together
         given = torch.cat([one.weight for one in all_rows])
+        shares = given.new_zeros(len(places_M)).index_add(0, slots, torch.ones_like(given[:, 0]))
         total_ME = given.new_zeros(len(places_M), given.shape[1]).index_add(0, slots, given)
-        return places_M, total_ME / slots.bincount()[:, None].to(given.dtype)
+        return places_M, total_ME / shares[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """Of an embedding ids to vectors, of a head vectors to logits, in the dtype of the base's result."""
@@ -162,6 +167,7 @@ def add_token_rows(
         else:
             module.adapters[name] = _extended(module, name, wanted_M.to(base.weight.device), trainable)
         module.active = tuple(dict.fromkeys([*module.active, name]))
+        module._together = None
 
 
 @torch.no_grad()
