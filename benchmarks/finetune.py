@@ -96,7 +96,7 @@ def cases_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ]  # fmt: skip
     cases += [
         common | {"work": "memory", "size": size, "method": method, "way": way, "steps": 4,
-                  "contenders": ("groundup", "groundup, checkpointing", "TRL", "TRL, checkpointing")}
+                  "contenders": (*RACING[:3], RACING[4], "groundup, checkpointing", "TRL, checkpointing")}
         for size in sizes for method in ("full", "lora", "qlora") for way in ("float32", "bfloat16")
     ]  # fmt: skip
     thousand = {"files": [files[-1]], "limit": 100 if quick else 1000, "steps": None, "rows": 2, "fitting": False}

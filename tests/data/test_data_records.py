@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+import pytest
+
 from groundup.data import open_records
 from groundup.data.records import whole_records
+from groundup.runtime import UsageError
 
 
 def rows(path: Path, headed: bool | None = None) -> list:
@@ -44,3 +47,27 @@ def test_real_messages_without_a_header_line(shared_data: Path) -> None:
     found = rows(path, headed=False)
     assert [f"{record['1']}\t{record['2']}" for _, record in found] == lines
     assert [number for number, _ in found] == list(range(1, 5575))
+
+
+def test_labelled_texts_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names stand for data sets of the hub; what lies here by that name wins."""
+    from groundup.data import record_sources
+
+    (tmp_path / "part.jsonl").write_text('{"text": "far"}\n')
+    asked: list[str] = []
+
+    def hub_files(spec: str) -> list[tuple[str, Path]]:
+        asked.append(spec)
+        return [("part.jsonl", tmp_path / "part.jsonl")]
+
+    monkeypatch.setattr(record_sources, "hub_files", hub_files)
+    monkeypatch.chdir(tmp_path)
+    for name, spec in record_sources.NAMED_RECORDS.items():
+        assert [record for _, record in open_records(name)] == [{"text": "far"}]
+        assert asked.pop() == spec
+    (tmp_path / "imdb").mkdir()
+    (tmp_path / "imdb" / "own.jsonl").write_text('{"text": "near"}\n')
+    assert [record for _, record in open_records("imdb")] == [{"text": "near"}]
+    assert not asked
+    with pytest.raises(UsageError, match=r"no such file or folder.*imdb-test"):
+        list(open_records("imdb-tset"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from typing import Any
@@ -11,6 +10,8 @@ import pytest
 
 from groundup.runtime.interrupt import stop_on_signals
 
+# Raised in this thread: what os.kill sends to the process may reach it by another thread, and a moment later.
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_only_asks(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,7 +19,7 @@ def test_the_first_signal_only_asks(number: signal.Signals, capsys: pytest.Captu
     with stop_on_signals() as stop:
         assert not stop
         assert signal.getsignal(number) not in before
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert stop
         assert stop.signal == number
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -28,9 +29,9 @@ def test_the_first_signal_only_asks(number: signal.Signals, capsys: pytest.Captu
 def test_the_second_ctrl_c_acts_as_usual() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stop
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         pytest.fail("the second signal did nothing")
     assert signal.getsignal(signal.SIGINT) is before
 

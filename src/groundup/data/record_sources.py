@@ -14,13 +14,22 @@ from groundup.runtime import GroundupError, UsageError
 from groundup.runtime.errors import nearest
 from groundup.runtime.hub import parse_hub_spec
 
+NAMED_RECORDS = {
+    "imdb": "hf:stanfordnlp/imdb:plain_text/train-00000-of-00001.parquet",
+    "imdb-test": "hf:stanfordnlp/imdb:plain_text/test-00000-of-00001.parquet",
+    "sms-spam": "hf:ucirvine/sms_spam",
+}
+"""Labelled texts of the hub by short names: 25,000 movie reviews to learn from and as many to test on (Maas et al.
+2011), and 5,574 text messages (Almeida, Gómez Hidalgo and Yamakami 2011)."""
+
 
 def open_records(spec: str, limit: int | None = None, headed: Headed | None = None) -> Iterator[tuple[str, Any]]:
     """Yield the records that ``spec`` names, each with the name of its file and its number there: ``train.jsonl#12``.
 
     Args:
         spec: a file or a folder of .jsonl, .json, .csv, .tsv or .parquet files, compressed or not;
-            ``hf:owner/name[:path-inside]``; or ``stdlib`` for questions on Python's library (stdlib_records.py).
+            ``hf:owner/name[:path-inside]``; a name of :data:`NAMED_RECORDS`; or ``stdlib`` for questions on Python's
+            library (stdlib_records.py). A file or folder that is there wins over a name.
         limit: at most so many.
         headed: of CSV and TSV, tells by the cells of a first line whether they name the columns; where they do not,
             columns are called ``1``, ``2`` … Without it they always do.
@@ -36,6 +45,8 @@ def open_records(spec: str, limit: int | None = None, headed: Headed | None = No
 
         yield from islice(stdlib_records(), limit)
         return
+    if not Path(spec).exists():
+        spec = NAMED_RECORDS.get(spec, spec)
     left = -1 if limit is None else limit
     for name, path in _files(spec):
         for number, record in whole_records(path, headed):
@@ -62,4 +73,4 @@ def _files(spec: str) -> Iterator[tuple[str, Path]]:
         yield path.name, path
     else:
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UsageError(f"{spec}: no such file or folder.{nearest(path.name, beside)}")
+        raise UsageError(f"{spec}: no such file or folder.{nearest(path.name, [*beside, *NAMED_RECORDS])}")

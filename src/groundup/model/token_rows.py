@@ -88,7 +88,8 @@ class TokenRows(nn.Module):
             return all_rows[0].places_M, all_rows[0].weight
         key = self.active, all_rows[0].weight.device, sum(len(one.places_M) for one in all_rows)
         if self._together is None or self._together[0] != key:  # once, since a GPU would have to be waited for
-            self._together = key, *torch.cat([one.places_M for one in all_rows]).unique(return_inverse=True)
+            with torch.inference_mode(False):  # training may come later
+                self._together = key, *torch.cat([one.places_M for one in all_rows]).unique(return_inverse=True)
         _, places_M, slots = self._together
         given = torch.cat([one.weight for one in all_rows])
         shares = given.new_zeros(len(places_M)).index_add(0, slots, torch.ones_like(given[:, 0]))
