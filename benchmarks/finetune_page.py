@@ -100,7 +100,7 @@ def memory(cases: Sequence[Result]) -> list[str]:
     ]
     for case in cases:
         cells = [
-            cell(case, name, "bytes", 2**20) if all(one["bytes"] for one in case["rounds"][name]) else "–"
+            cell(case, name, "bytes", 2**20) if all(one["bytes"] for one in case["rounds"].get(name, [])) else "–"
             for name in names
         ]
         lines.append(f"| {case['size']} | {METHODS[case['method']]} | {case['way']} | " + " | ".join(cells) + " |")
