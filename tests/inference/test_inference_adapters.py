@@ -163,6 +163,13 @@ def test_tokens_that_an_adapter_brings(base: Path, lm: LanguageModel, make: Make
     assert both.tokenizer.fingerprint == tokenizer.fingerprint, "of the one with tokens, not of the first"
     both.use_adapters("chat")
     assert torch.equal(logits(both), logits(kept))
+    ids, params = kept.prompt_ids("the cat sat on the mat " * 9), SamplingParams.of(**GREEDY)
+    requests = [kept.generation(ids, params).request for _ in range(2)]
+    held = []
+    for one in requests:
+        list(kept.engine.run([one]))
+        held.append(kept.model.embedding.weight)  # made anew each time: no sign that the model has moved
+    assert requests[1].cached > 0, "the cache is not lost between requests"
     # Two that bring the same tokens: each with its own rows, and with the means of both where both are used.
     other = LanguageModel(chatty("other", 6), tokenizer)
     pair = load(base, tmp_path / "chat", tmp_path / "other", merge=False)

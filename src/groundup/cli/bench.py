@@ -38,7 +38,7 @@ def decode(
     from groundup.inference.speed import decode_speed, memory_bandwidth, weights_read
 
     lm = load(model, adapters=adapter, device=device, dtype=dtype)  # type: ignore[arg-type]
-    place = lm.model.embedding.weight.device
+    place = lm.model.device
     context = lm.model.config.context_length
     new = min(64, max(2, (context - (prompt or context * 2 // 3)))) if new is None else new
     prompt = min(128, max(1, context - new)) if prompt is None else prompt

@@ -103,8 +103,7 @@ class Engine:
 
     def _make(self) -> Scheduler:
         settings, config = self.settings, self.model.config
-        weight = self.model.embedding.weight
-        device, dtype = weight.device, weight.dtype
+        device, dtype = self.model.device, self.model.dtype
         tokens = settings.cache_tokens or self._room(device, dtype)
         self.paged = PagedCache(config, tokens, size=settings.block, device=device, dtype=dtype)
         self._runner = Runner(
@@ -147,7 +146,7 @@ class Engine:
 
     @property
     def _place(self) -> tuple[int, torch.dtype, torch.device]:
-        weight = self.model.embedding.weight
+        weight = next(self.model.parameters())
         return weight.data_ptr(), weight.dtype, weight.device
 
     def change_weights(self, name: str, change: Callable[[], object]) -> None:

@@ -127,7 +127,7 @@ def _expectations(
     model: Transformer, ids: Sequence[int], layers: Sequence[int], top: int, count: int
 ) -> tuple[_Expected, list[_Expected]]:
     """Those of the model at every position, and those of each layer at the first ``count``."""
-    ids_1T = torch.tensor([ids], device=model.embedding.weight.device)
+    ids_1T = torch.tensor([ids], device=model.device)
     following = [*ids[1:], -1]
     with _streams_after(model.blocks, layers, count) as streams:
         features_1TE = model.features(ids_1T)
@@ -178,7 +178,7 @@ def _attention(model: Transformer, ids: Sequence[int], layers: Sequence[int]) ->
     The beginning is read by itself: what a position sees does not depend on what follows it.
     """
     weights: list[Tensor] = []
-    model.features(torch.tensor([ids], device=model.embedding.weight.device), weights=weights)
+    model.features(torch.tensor([ids], device=model.device), weights=weights)
     return torch.stack([weights[layer][0].float() for layer in layers]).cpu().numpy()
 
 

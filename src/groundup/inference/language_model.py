@@ -319,7 +319,7 @@ class LanguageModel:
         total, scored, start = 0.0, 1, 0
         while scored < len(ids):
             end = min(start + context + 1, len(ids))
-            window = torch.tensor([ids[start:end]], device=self.model.embedding.weight.device)
+            window = torch.tensor([ids[start:end]], device=self.model.device)
             losses_T = F.cross_entropy(self.model(window[:, :-1]).float()[0], window[0, 1:], reduction="none")
             total -= float(losses_T[scored - start - 1 :].double().sum())
             scored, start = end, max(start + 1, end - 1 - context // 2)

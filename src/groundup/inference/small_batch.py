@@ -98,7 +98,7 @@ class SmallBatch:
             raise ValueError(f"this model cannot be run by compiled kernels: {why}")
         self._config = model.config
         quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
-        self.fast = quantized or not (AMX and model.embedding.weight.dtype == torch.bfloat16)
+        self.fast = quantized or not (AMX and model.dtype == torch.bfloat16)
         windows = [model.config.window(layer) for layer in range(model.config.n_layer)]
         kinds = sorted(set(windows), key=lambda window: (window is not None, window or 0))
         groups = [kinds.index(window) for window in windows] if groups is None else groups

@@ -79,7 +79,7 @@ def decode_speed(model: Transformer, batch: int, prompt: int, new: int, settings
         params = SamplingParams(temperature=0.0, max_tokens=count, ignore_end=True)
         first, *rest = ends = time_decoding(engine, [Request(ids, params, live=False) for ids in prompts])
     steps = [after - before for before, after in pairwise(ends)]
-    cached = cache_bytes(config, batch, prompt + new // 2, model.embedding.weight.element_size())
+    cached = cache_bytes(config, batch, prompt + new // 2, model.dtype.itemsize)
     return DecodeSpeed(
         batch, batch * prompt / first, batch * len(rest) / (ends[-1] - first), median(steps),
         quantiles(steps, n=100)[98] if len(steps) > 1 else steps[0], weights_read(model) + cached,

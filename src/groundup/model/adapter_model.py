@@ -264,7 +264,7 @@ def stack_adapters(
             the base quantized in different ways.
     """
     notes = [AdapterNote.read(folder) for folder in folders.values()]
-    size, whose = base_size or model.config.vocab_size, dict[str, Path]()
+    size, whose = base_size or model.config.vocab_size, dict[str, AdapterNote]()
     for note in notes:
         values, path = read_adapter_config(note.folder / CONFIG), note.folder / TENSORS
         tables = tables_of(model.config, values, path, opened(path).shapes)
@@ -272,16 +272,15 @@ def stack_adapters(
         for name in take_tables(model, tables, size=note.vocab_size or 0, base_size=size):
             if name in before and not torch.equal(before[name], _parameter(model, name)):
                 raise GroundupError(
-                    f"{path}: {name} is replaced by {whose[name].name} already. Merge one of the adapters first."
+                    f"{path}: {name} is replaced by {whose[name].folder.name} already. Merge one of the adapters first."
                 )
-            whose[name] = note.folder
+            whose[name] = note
     scheme = _one_scheme(notes)
     if scheme is not None and not any(isinstance(one, (QuantizedLinear, QuantizedStack)) for one in model.modules()):
         quantize_model(model, **asdict(scheme))
     for name, folder in folders.items():
         load_adapter(model, folder, name, trainable=trainable, taken=True)
-    learnt = {folder for note in notes for folder in [note.folder] if note.replaces}
-    for key in [key for key, folder in whose.items() if trainable and folder in learnt]:
+    for key in [key for key, note in whose.items() if trainable and note.replaces]:
         _parameter(model, key).requires_grad_(True)
     return model
 

@@ -51,7 +51,7 @@ class TokenRows(nn.Module):
         base: the embedding or head itself, frozen; while merged, with the adapters' rows among its own.
         adapters: all adapters by name.
         active: the names of those that count.
-        original_ME: while merged, the rows of ``base`` as they were.
+        original: while merged, the tokens whose rows of ``base`` have changed, and these rows as they were.
     """
 
     def __init__(self, base: nn.Embedding | nn.Linear) -> None:
@@ -59,7 +59,7 @@ class TokenRows(nn.Module):
         self.base = base
         self.adapters = nn.ModuleDict()
         self.active: tuple[str, ...] = ()
-        self.original_ME: Tensor | None = None
+        self.original: tuple[Tensor, Tensor] | None = None
         self._together: tuple[Any, Tensor, Tensor] | None = None
 
     @property
@@ -81,7 +81,7 @@ class TokenRows(nn.Module):
         """The tokens, ascending, whose rows are not the base's, and these rows; None where there are none, or merged
         ones.
         """
-        if self.original_ME is not None or not self.active:
+        if self.original is not None or not self.active:
             return None
         all_rows = [self.rows(name) for name in self.active]
         if len(all_rows) == 1:
@@ -114,16 +114,15 @@ class TokenRows(nn.Module):
         if found is None:
             return
         places_M, rows_ME = found
-        self.merged_at_M = places_M
-        self.original_ME = self.base.weight[places_M].clone()
+        self.original = places_M, self.base.weight[places_M].clone()
         self.base.weight.index_copy_(0, places_M, rows_ME.to(self.base.weight.dtype))
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Undo :meth:`merge`, exactly."""
-        if self.original_ME is not None:
-            self.base.weight.index_copy_(0, self.merged_at_M, self.original_ME)
-            self.original_ME = None
+        if self.original is not None:
+            self.base.weight.index_copy_(0, *self.original)
+            self.original = None
 
 
 # ---- whole models

@@ -91,6 +91,16 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is: its embedding, where it lies in several places."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its embedding is in. Quantized layers and adapters may be in others."""
+        return next(self.parameters()).dtype
+
     def features(
         self, ids_BT: Tensor, cache: Cache | Ragged | None = None, *, documents_BT: Tensor | None = None,
         weights: list[Tensor] | None = None,

@@ -198,7 +198,8 @@ class FinetuneRecipe:
     Args:
         task: sft learns to answer as the examples do, classify to sort texts into classes
         init_from: the model to go on from: a run, a checkpoint, a Hugging Face folder, hf:owner/name
-        data: the examples or labelled texts: a file (JSON, JSONL, CSV, TSV, Parquet), a folder, or hf:owner/name
+        data: the examples or labelled texts: a file (JSON, JSONL, CSV, TSV, Parquet), a folder,
+            hf:owner/name, or a name (stdlib; for classify also imdb, imdb-test, sms-spam)
         val: examples to measure on during training; null holds out val_fraction
         val_fraction: part of the data that is held out where there is no val
         out: the run folder
